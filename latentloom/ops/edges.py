@@ -1,0 +1,42 @@
+"""Edge maps of frames: the condition that the edge ControlNet was trained on.
+
+Pure numpy, and frame-local. F frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# On 0..1 intensities: a step below LOW leaves no edge, one above HIGH a full edge. Saturation hides how
+# strong a step is, so that the map tells where things are and not what colour they have.
+LOW: Final = 0.06
+HIGH: Final = 0.14
+
+
+def edges(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the edges of frames.
+
+    The gradient is Sobel's, of the channel that changes most, so that a sprite as bright as its
+    background still has an outline.
+
+    Args:
+        frames: uint8 `(F, H, W, 3)`.
+
+    Returns:
+        float32 `(F, 1, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: If the frames have another type or shape.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"expected uint8 (F, H, W, 3), got {frames.dtype} {frames.shape}")
+    padded = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge").astype(np.float32) / 255
+    down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    across = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    horizontal = (down[:, :, 2:] - down[:, :, :-2]) / 4
+    vertical = (across[:, 2:] - across[:, :-2]) / 4
+    strength = np.sqrt(horizontal**2 + vertical**2).max(axis=-1)
+    return np.clip((strength - LOW) / (HIGH - LOW), 0, 1)[:, None].astype(np.float32)

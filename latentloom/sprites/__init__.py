@@ -1,0 +1,1 @@
+"""The procedural world of moving sprites: scenes, rendering, captions, ground truth, scoring."""
