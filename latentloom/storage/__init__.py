@@ -1,0 +1,1 @@
+"""Objects, records, runs and leases: the only home of zarr and fsspec."""
