@@ -1,0 +1,1 @@
+"""Adapters over diffusers classes behind Protocols, one file per model family."""

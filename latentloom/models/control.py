@@ -1,0 +1,146 @@
+"""ControlNet: residuals for an image or a motion denoiser, from a condition of each frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from latentloom.errors import ModelError
+from latentloom.models.image import ImageDenoiser, Residuals, Steerable, per_frame
+from latentloom.models.protocols import Denoiser
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlNet:
+    """`ControlNetModel`, checked against the UNet that it was made for."""
+
+    module: Any
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels of the condition: 1 for edges, 3 for a picture."""
+        return int(self.module.config.conditioning_channels)
+
+    @torch.inference_mode()
+    def residuals(
+        self,
+        latents: torch.Tensor,
+        timestep: int,
+        text: torch.Tensor,
+        condition: torch.Tensor,
+        scale: float,
+    ) -> Residuals:
+        """Return what the ControlNet adds to the UNet.
+
+        Args:
+            latents: `(F, C, h, w)`.
+            timestep: The UNet's timestep.
+            text: `(1, L, D)` or `(F, L, D)`.
+            condition: `(F, condition_channels, H, W)` in [0, 1], at the frames' own size.
+            scale: Strength of the condition; 0 removes it, 1 is as trained.
+
+        Raises:
+            ModelError: If the condition has another number of channels or frames.
+        """
+        if condition.shape[:2] != (len(latents), self.condition_channels):
+            raise ModelError(
+                f"the ControlNet takes {self.condition_channels} channels for each of "
+                f"{len(latents)} frames, not a condition of shape {tuple(condition.shape)}"
+            )
+        dtype = self.module.dtype
+        down, middle = self.module(
+            latents.to(dtype),
+            timestep,
+            per_frame(text, len(latents)).to(dtype),
+            controlnet_cond=condition.to(latents.device, dtype),
+            conditioning_scale=scale,
+            return_dict=False,
+        )
+        return Residuals(down, middle)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlledDenoiser:
+    """A denoiser steered by a ControlNet; its `control` is the ControlNet's condition."""
+
+    denoiser: Steerable
+    control_net: ControlNet
+    scale: float = 1.0
+
+    @property
+    def windowed(self) -> bool:
+        """As the steered denoiser."""
+        return self.denoiser.windowed
+
+    @property
+    def channels(self) -> int:
+        """As the steered denoiser."""
+        return self.denoiser.channels
+
+    @property
+    def sample_length(self) -> int:
+        """As the steered denoiser."""
+        return self.denoiser.sample_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        return self.denoiser.device
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: int,
+        text: torch.Tensor,
+        control: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the noise under the condition `control`; see `Denoiser.predict`.
+
+        Raises:
+            ModelError: If there is no condition, or it does not fit.
+        """
+        if control is None:
+            raise ModelError("a model with a ControlNet was given no control")
+        residuals = self.control_net.residuals(latents, timestep, text, control, self.scale)
+        return self.denoiser.predict_steered(latents, timestep, text, residuals)
+
+
+def with_control(
+    denoiser: Denoiser, control_net: ControlNet, *, scale: float = 1.0
+) -> ControlledDenoiser:
+    """Attach a ControlNet to a denoiser.
+
+    Raises:
+        ModelError: If the denoiser takes no residuals.
+    """
+    if not hasattr(denoiser, "predict_steered"):
+        raise ModelError(f"{type(denoiser).__name__} cannot be steered by a ControlNet")
+    steerable: Any = denoiser
+    return ControlledDenoiser(steerable, control_net, scale)
+
+
+def check_fits(control_net: ControlNet, base: ImageDenoiser) -> None:
+    """Check that residuals have the shapes of the UNet's skip connections.
+
+    Raises:
+        ModelError: If they do not; it prints both.
+    """
+    fields = (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+        "down_block_types",
+    )
+    ours, theirs = (
+        {field: _plain(module.config.get(field)) for field in fields}
+        for module in (control_net.module, base.module)
+    )
+    if ours != theirs:
+        raise ModelError(f"the ControlNet does not fit its base UNet: {ours} against {theirs}")
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value

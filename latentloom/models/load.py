@@ -1,0 +1,333 @@
+"""Load models from folders in diffusers' layout, once per process.
+
+An image model is a whole pipeline folder; a motion adapter, a ControlNet or an upsampler is loaded
+on top of one, and shares its text encoder and VAE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from latentloom.errors import ModelError
+from latentloom.models import standin
+from latentloom.models.control import ControlNet, check_fits
+from latentloom.models.image import ImageDenoiser, Prediction
+from latentloom.models.pretrained import (
+    class_name,
+    library,
+    load_component,
+    load_tokenizer,
+    read_config,
+)
+from latentloom.models.protocols import VAE, Denoiser, TextEncoder
+from latentloom.models.schedulers import Sampler, Schedule
+from latentloom.models.text import CLIPText
+from latentloom.models.upsample import Upsampler
+from latentloom.models.vae import KLAutoencoder, check_same_latent_space
+from latentloom.models.video import VideoDenoiser
+
+EMBEDDED = "embedded:"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageModel:
+    """A text-to-image model."""
+
+    vae: VAE
+    text: TextEncoder
+    denoiser: Denoiser
+    schedule: Schedule
+    dtype: str
+    device: str
+
+    def sampler(self, num_inference_steps: int) -> Sampler:
+        """Return DDIM and its inverse with N steps."""
+        return self.schedule.sampler(num_inference_steps)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoModel:
+    """A text-to-video model; `vae` is the image model's unless it stands alone."""
+
+    vae: VAE
+    text: TextEncoder
+    denoiser: Denoiser
+    schedule: Schedule
+
+    def sampler(self, num_inference_steps: int) -> Sampler:
+        """Return DDIM and its inverse with N steps."""
+        return self.schedule.sampler(num_inference_steps)
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """Return the folder that a recipe's `path` means; `embedded:` is what ships with the package.
+
+    Raises:
+        ModelError: If it does not exist.
+    """
+    if str(path).startswith(EMBEDDED):
+        root = importlib.resources.files("latentloom.models") / "embedded"
+        folder = Path(str(root), *str(path).removeprefix(EMBEDDED).split("/"))
+    else:
+        folder = Path(path)
+    if ".." in folder.parts[1:] and str(path).startswith(EMBEDDED):
+        raise ModelError(f"{path} leaves the embedded models")
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {path}; check models.*.path")
+    return folder
+
+
+@functools.lru_cache(maxsize=8)
+def load_image_model(
+    folder: str | Path,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    vae: VAE | None = None,
+) -> ImageModel:
+    """Load a text-to-image model from a pipeline folder.
+
+    Args:
+        folder: Holds `vae/`, `unet/`, `text_encoder/`, `tokenizer/` and `scheduler/`.
+        subfolder: Where in it the pipeline lies.
+        variant: As in diffusers, `fp16` for instance.
+        dtype: What it computes in.
+        device: Where it goes.
+        vae: Another VAE than the folder's.
+
+    Raises:
+        ModelError: If something is missing or damaged, or the parts do not fit.
+        PolicyError: If a class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    options = {"variant": variant, "dtype": dtype, "device": device}
+    schedule = Schedule.from_folder(root / "scheduler")
+    own_vae = vae if vae is not None else load_vae(root / "vae", **options)
+    denoiser = _load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
+    _check_channels(root, denoiser, own_vae)
+    text = _load_text(root, options)
+    return ImageModel(own_vae, text, denoiser, schedule, dtype, device)
+
+
+@functools.lru_cache(maxsize=8)
+def load_video_model(
+    folder: str | Path,
+    *,
+    base: ImageModel | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    vae: VAE | None = None,
+) -> VideoModel:
+    """Load a video model: a motion adapter on a base, or a pipeline of its own.
+
+    Args:
+        folder: A `MotionAdapter` folder, with its own `scheduler/` or the base's; or a pipeline
+            folder whose `unet/` is a `UNetMotionModel` or `UNet3DConditionModel`.
+        base: The image model. Text encoder and VAE are its own where the folder has none.
+        subfolder: Where in the folder the model lies.
+        variant: As in diffusers.
+        dtype: What it computes in; an adapter's is its base's.
+        device: Where it goes; an adapter's is its base's.
+        vae: The VAE named explicitly. Without it the folder's must share the base's latent space.
+
+    Raises:
+        ModelError: If something is missing or damaged, or the parts do not fit.
+        PolicyError: If a class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    options = {"variant": variant, "dtype": dtype, "device": device}
+    if (root / "config.json").is_file():
+        return _load_adapter(root, _required(base, root), variant, vae)
+    schedule = Schedule.from_folder(root / "scheduler")
+    classes = ("UNetMotionModel", "UNet3DConditionModel")
+    denoiser = _load_denoiser(root / "unet", schedule, classes, options)
+    own_text = (root / "text_encoder").is_dir()
+    text = _load_text(root, options) if own_text else _required(base, root).text
+    chosen = vae if vae is not None else _shared_vae(root, base, options)
+    _check_channels(root, denoiser, chosen)
+    return VideoModel(chosen, text, denoiser, schedule)
+
+
+@functools.lru_cache(maxsize=8)
+def load_controlnet(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> ControlNet:
+    """Load a ControlNet for an image model, in its dtype and on its device.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base's UNet.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    control_net = ControlNet(
+        load_component(
+            root,
+            expected=("ControlNetModel",),
+            variant=variant,
+            dtype=base.dtype,
+            device=base.device,
+        )
+    )
+    check_fits(control_net, _real_base(base, root))
+    return control_net
+
+
+@functools.lru_cache(maxsize=8)
+def load_upsampler(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> Upsampler:
+    """Load a latent upsampler, in its base's dtype and on its device.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base's latents or text.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    module = load_component(
+        root / "unet",
+        expected=("UNet2DConditionModel",),
+        variant=variant,
+        dtype=base.dtype,
+        device=base.device,
+    )
+    config, channels = module.config, base.vae.channels
+    if (config.in_channels, config.out_channels) != (2 * channels, channels):
+        raise ModelError(
+            f"{root} maps {config.in_channels} channels to {config.out_channels}; "
+            f"an upsampler of {channels}-channel latents maps {2 * channels} to {channels}"
+        )
+    return Upsampler(module, Schedule.from_folder(root / "scheduler"))
+
+
+@functools.lru_cache(maxsize=8)
+def load_vae(
+    folder: str | Path, *, variant: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> VAE:
+    """Load a VAE from its own folder, or from the `vae/` of a pipeline's.
+
+    Raises:
+        ModelError: If it is missing or damaged.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = resolve_folder(folder)
+    root = root / "vae" if (root / "vae").is_dir() else root
+    config = read_config(root / "config.json")
+    if class_name(config) == "StandInVAE":
+        return standin.load_vae(root, device)
+    # Such VAEs overflow in float16, says their config.
+    upcast = dtype == "float16" and bool(config.get("force_upcast", True))
+    return KLAutoencoder(
+        load_component(
+            root,
+            expected=("AutoencoderKL",),
+            variant=variant,
+            dtype="float32" if upcast else dtype,
+            device=device,
+        )
+    )
+
+
+def _load_adapter(root: Path, base: ImageModel, variant: str | None, vae: VAE | None) -> VideoModel:
+    image = _real_base(base, root)
+    adapter = load_component(
+        root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype, device=base.device
+    )
+    ours, theirs = (
+        {
+            "block_out_channels": tuple(config["block_out_channels"]),
+            "norm_num_groups": config[groups],
+        }
+        for config, groups in (
+            (adapter.config, "motion_norm_num_groups"),
+            (image.module.config, "norm_num_groups"),
+        )
+    )
+    if ours != theirs:
+        raise ModelError(
+            f"the motion adapter {root} does not fit its base: {ours} against {theirs}"
+        )
+    try:
+        module = library("diffusers").UNetMotionModel.from_unet2d(image.module, adapter)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"the motion adapter {root} does not fit its base: {error}") from error
+    module = module.to(base.device).eval().requires_grad_(False)
+    own = (root / "scheduler").is_dir()
+    schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
+    denoiser = VideoDenoiser(module, _prediction(schedule))
+    return VideoModel(vae if vae is not None else base.vae, base.text, denoiser, schedule)
+
+
+def _load_denoiser(
+    folder: Path, schedule: Schedule, expected: tuple[str, ...], options: dict[str, Any]
+) -> Denoiser:
+    prediction = _prediction(schedule)
+    if class_name(read_config(folder / "config.json")) == "StandInDenoiser":
+        return standin.load_denoiser(folder, prediction, options["device"])
+    module = load_component(folder, expected=expected, **options)
+    if module.config.get("addition_embed_type"):
+        raise ModelError(f"{folder} needs more than text embeddings (SDXL); not supported")
+    if expected == ("UNet2DConditionModel",):
+        return ImageDenoiser(module, prediction)
+    return VideoDenoiser(module, prediction)
+
+
+def _load_text(root: Path, options: dict[str, Any]) -> TextEncoder:
+    folder = root / "text_encoder"
+    if class_name(read_config(folder / "config.json")) == "StandInText":
+        return standin.load_text(options["device"])
+    module = load_component(folder, expected=("CLIPTextModel",), **options)
+    return CLIPText(load_tokenizer(root / "tokenizer"), module)
+
+
+def _shared_vae(root: Path, base: ImageModel | None, options: dict[str, Any]) -> VAE:
+    if not (root / "vae").is_dir():
+        return _required(base, root).vae
+    own = load_vae(root / "vae", **options)
+    if base is None:
+        return own
+    check_same_latent_space(base.vae, own)
+    return base.vae
+
+
+def _prediction(schedule: Schedule) -> Prediction:
+    return Prediction(schedule.prediction_type, schedule.alphas_cumprod())
+
+
+def _check_channels(root: Path, denoiser: Denoiser, vae: VAE) -> None:
+    if denoiser.channels != vae.channels:
+        raise ModelError(
+            f"the denoiser of {root} takes {denoiser.channels} channels, but its VAE makes "
+            f"{vae.channels}; inpainting and other conditioned models cannot be used here"
+        )
+
+
+def _real_base(base: ImageModel, root: Path) -> ImageDenoiser:
+    if not isinstance(base.denoiser, ImageDenoiser):
+        raise ModelError(f"{root} cannot be built on {type(base.denoiser).__name__}")
+    return base.denoiser
+
+
+def _required(base: ImageModel | None, root: Path) -> ImageModel:
+    if base is None:
+        raise ModelError(f"{root} is built on an image model; name it with `base`")
+    return base
+
+
+def _inside(root: Path, subfolder: str | None) -> Path:
+    return root / subfolder if subfolder else root

@@ -1,0 +1,108 @@
+"""The latent upsampler: denoises large latents beside small ones that are repeated to their size.
+
+F frames, C channels; small latents h x w, large ones 2h x 2w.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Final
+
+import torch
+
+from latentloom.errors import ModelError
+from latentloom.models.image import Prediction, per_frame
+from latentloom.models.schedulers import Sampler, Schedule
+
+FACTOR: Final = 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UpsampleDenoiser:
+    """`UNet2DConditionModel` with 2C input channels; `control` comes from `Upsampler.condition`."""
+
+    module: Any
+    prediction: Prediction
+    level: int
+
+    windowed = False
+    sample_length = 1
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return int(self.module.config.out_channels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        return torch.device(self.module.device)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: int,
+        text: torch.Tensor,
+        control: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the noise in large latents; see `Denoiser.predict`.
+
+        Raises:
+            ModelError: If there are no small latents, or they do not fit the large ones.
+        """
+        if control is None or control.shape != latents.shape:
+            given = "none" if control is None else f"shape {tuple(control.shape)}"
+            raise ModelError(f"upsampling {tuple(latents.shape)} needs a condition; got {given}")
+        dtype = self.module.dtype
+        both = torch.cat([latents, control.to(latents.device)], dim=1).to(dtype)
+        levels = torch.full((len(latents),), self.level, device=latents.device)
+        output = self.module(
+            both,
+            timestep,
+            per_frame(text, len(latents)).to(dtype),
+            class_labels=levels,
+            return_dict=False,
+        )[0]
+        return self.prediction.epsilon(output, latents, timestep)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Upsampler:
+    """An upsampler's model and schedule; text and VAE are its base's."""
+
+    module: Any
+    schedule: Schedule
+
+    def sampler(self, num_inference_steps: int) -> Sampler:
+        """Return DDIM with N steps."""
+        return self.schedule.sampler(num_inference_steps)
+
+    def denoiser(self, level: int) -> UpsampleDenoiser:
+        """Return the denoiser that is told how noisy the small latents are.
+
+        Args:
+            level: Timestep that `condition` noised them to.
+        """
+        prediction = Prediction(self.schedule.prediction_type, self.schedule.alphas_cumprod())
+        return UpsampleDenoiser(self.module, prediction, level)
+
+    def condition(self, small: torch.Tensor, noise: torch.Tensor, level: int) -> torch.Tensor:
+        """Return the condition: `sqrt(abar) x + sqrt(1 - abar) eps`, repeated to twice the size.
+
+        Noise augmentation makes the upsampler forgive what another model did to the small latents.
+
+        Args:
+            small: `(F, C, h, w)`.
+            noise: Standard normal, the same shape, of a per-frame stream.
+            level: Timestep to noise to; 0 all but keeps them.
+
+        Returns:
+            `(F, C, 2h, 2w)`.
+
+        Source: Video LDM (2304.08818), section 3.4; Cascaded diffusion models (2106.15282).
+        """
+        alpha_bar = float(self.schedule.alphas_cumprod()[level])
+        noisy = math.sqrt(alpha_bar) * small + math.sqrt(1 - alpha_bar) * noise.to(small.device)
+        return torch.nn.functional.interpolate(noisy, scale_factor=FACTOR, mode="nearest")
