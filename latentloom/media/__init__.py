@@ -1,0 +1,1 @@
+"""Video files <-> numpy frames, in a child process: the only home of av."""

@@ -1,0 +1,1 @@
+"""What runs in the media child, the only home of PyAV."""

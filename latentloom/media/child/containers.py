@@ -1,0 +1,1 @@
+def find_problems(*a): return []

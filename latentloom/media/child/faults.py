@@ -1,0 +1,32 @@
+"""Faults that tests ask for: LATENTLOOM_MEDIA_FAULT="crash:12" crashes the child at frame 12."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+
+def strike(frame: int) -> None:
+    """Do what the environment asks for at this frame; without it, nothing.
+
+    Args:
+        frame: Frame that is being worked on.
+    """
+    kind, _, at = _FAULT.partition(":")
+    if not kind or frame != int(at):
+        return
+    if kind == "crash":
+        ctypes.string_at(0)
+    elif kind == "abort":
+        os.abort()
+    elif kind == "spin":
+        while True:
+            pass
+    elif kind == "sleep":
+        time.sleep(3600)
+    elif kind == "memory":
+        raise MemoryError
+
+
+_FAULT = os.environ.get("LATENTLOOM_MEDIA_FAULT", "")
