@@ -49,9 +49,9 @@ def noised(
 
 def loss_of(
     scheduler: DDIMScheduler, predicted: torch.Tensor, wanted: torch.Tensor, timesteps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weighted loss to minimise, and the plain v-loss to report."""
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the weighted loss to minimise, and the plain v-loss to log."""
     error = (predicted - wanted).square().flatten(1).mean(1)
     kept = scheduler.alphas_cumprod[timesteps]
     weight = (MAX_SNR * (1 - kept) / kept).clamp(max=1)
-    return (weight * error).mean(), error.detach().mean()
+    return (weight * error).mean(), {"v_loss": error.mean().item()}

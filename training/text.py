@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from data import captions_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from data import EMBEDDED, captions_of
-from latentloom.sprites.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, STYLES
-from latentloom.sprites.scene import Background, Motion, Scene, Sprite
+from latentloom.sprites.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    STYLES,
+    Background,
+    Motion,
+    Scene,
+    Sprite,
+)
 
 MAX_TOKENS: Final = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -79,8 +88,3 @@ def _all_captions() -> list[str]:
         sprite = Sprite(shape, colour, style, motion=Motion(motion))
         texts += captions_of(Scene((sprite, sprite), Background(background)))
     return texts + captions_of(Scene(())) * 100
-
-
-def load_frozen() -> CLIPTokenizer:
-    """Return the exported tokenizer."""
-    return CLIPTokenizer.from_pretrained(EMBEDDED / "image" / "tokenizer")

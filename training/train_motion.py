@@ -5,16 +5,17 @@ Source: Video LDM (2304.08818), section 3.1, with AnimateDiff's motion modules a
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
+from pathlib import Path
 
-import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
-
-import data
 import denoising
+import family
 import text
+import torch
+from data import NUM_CLIPS, NUM_FRAMES, random_caption, training_latents, training_scenes
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from loop import fit, load_config
 
 
 def new_video_model(unet: UNet2DConditionModel) -> UNetMotionModel:
@@ -36,78 +37,39 @@ def new_video_model(unet: UNet2DConditionModel) -> UNetMotionModel:
 
 
 def main() -> None:
-    """Train on short and long windows in turn; export the averaged temporal layers."""
-    config = data.load_config("motion")
-    torch.manual_seed(config["seed"])
-    tokenizer, encoder, unet = text.load_frozen(), *data.frozen_image_model()
-    model = new_video_model(unet)
-    if _preview():
-        _export(model)
-        return
-    latents = data.training_latents()
-    scenes = [data.training_scene(k) for k in range(data.NUM_CLIPS)]
-    scheduler, modules = denoising.new_scheduler(), {"motion": model}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    print(sum(p.numel() for p in parameters), "temporal parameters")
-    optimiser = torch.optim.AdamW(parameters, lr=config["rate"], weight_decay=0.01)
-    average = data.Average(modules, config["ema"])
-    clock = data.Clock(config["steps"], config["minutes"])
-    resumed = data.resume("motion", modules, average, optimiser, clock)
-    log = data.Log("motion", ["loss", "v_loss"], resumed=resumed)
-    recent: list[tuple[float, float]] = []
-    while clock.progress < 1:
-        seed = config["seed"] * 1_000_000 + clock.step
-        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        for group in optimiser.param_groups:
-            group["lr"] = clock.rate(config["rate"])
-        turn = clock.step % len(config["frames"])
-        num_frames, num_clips = config["frames"][turn], config["batch"][turn]
-        clips = [rng.randrange(data.NUM_CLIPS) for _ in range(num_clips)]
-        first = rng.randrange(data.NUM_FRAMES - num_frames + 1)
+    """Train on short and long windows in turn."""
+    config = load_config("motion")
+    torch.manual_seed(config.seed)
+    latents, scenes = training_latents(family.load_vae()), training_scenes()
+    tokenizer, encoder = family.load_tokenizer(), family.load_text_encoder()
+    scheduler, model = denoising.new_scheduler(), new_video_model(family.load_unet())
+
+    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        num_frames, num_clips = rng.choice(config.own["windows"])
+        clips = [rng.randrange(NUM_CLIPS) for _ in range(num_clips)]
+        first = rng.randrange(NUM_FRAMES - num_frames + 1)
         clean = latents[clips, first : first + num_frames].float().transpose(1, 2)
         noisy, timesteps, wanted = denoising.noised(scheduler, clean, generator)
-        captions = [data.random_caption(scenes[k], rng) for k in clips]
+        captions = [random_caption(scenes[k], rng) for k in clips]
         with torch.no_grad():
-            hidden = text.embed(tokenizer, encoder, captions)
-        predicted = model(noisy, timesteps, hidden.repeat_interleave(num_frames, 0)).sample
-        loss, v_loss = denoising.loss_of(scheduler, predicted, wanted, timesteps)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        average.update()
-        clock.step += 1
-        recent.append((loss.item(), v_loss.item()))
-        if clock.step % 50 == 0:
-            log.row(clock, *(sum(column) / len(recent) for column in zip(*recent, strict=True)))
-            recent = []
-        if clock.step % 250 == 0:
-            data.checkpoint("motion", modules, average, optimiser, clock)
-            average.swap()
-            _export(model)
-            average.swap()
-    data.checkpoint("motion", modules, average, optimiser, clock)
-    average.swap()
-    _export(model)
+            words = text.embed(tokenizer, encoder, captions)
+        predicted = model(noisy, timesteps, words.repeat_interleave(num_frames, 0)).sample
+        return denoising.loss_of(scheduler, predicted, wanted, timesteps)
+
+    fit("motion", config, {"motion": model}, draw, lambda: export(model), export_every=200)
 
 
-def _export(model: UNetMotionModel) -> None:
+def export(model: UNetMotionModel) -> None:
     """Write the temporal layers alone, as a motion adapter."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_motion_modules(folder)
         adapter = MotionAdapter.from_pretrained(folder)
 
-    def save(folder: data.Path) -> None:
+    def save(folder: Path) -> None:
         adapter.half().save_pretrained(folder)
         denoising.new_scheduler().save_pretrained(folder / "scheduler")
 
-    data.export("video", save)
-
-
-def _preview() -> bool:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preview", action="store_true", help="export it untrained, and stop")
-    return bool(parser.parse_args().preview)
+    family.export("video", save)
 
 
 if __name__ == "__main__":
