@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import zarr
+from fsspec.implementations.asyn_wrapper import (  # type: ignore[import-untyped]
+    AsyncFileSystemWrapper,
+)
 from pydantic import JsonValue
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import FsspecStore
 
 from latentloom.errors import MissingChunkError, UsageError
 from latentloom.schemas.record import Record
@@ -47,7 +52,7 @@ def export_stage(
         if local is None:
             if open_backend(destination).names(""):
                 raise _exists(destination)
-            _write(store, records, destination, provenance)
+            _write(store, records, _remote_target(destination), provenance)
         else:
             _write_local(store, records, local, provenance)
 
@@ -67,11 +72,14 @@ def _write_local(
 
 
 def _write(
-    store: Store, records: Sequence[Record], uri: str, provenance: Mapping[str, JsonValue]
+    store: Store,
+    records: Sequence[Record],
+    target: str | FsspecStore,
+    provenance: Mapping[str, JsonValue],
 ) -> None:
     first, last = records[0], records[-1]
     array = zarr.create_array(
-        store=uri,
+        store=target,
         shape=(last.stop - first.start, *first.shape[1:]),
         # All chunks but those at the ends of a cut or shot have the full length.
         chunks=(max(record.shape[0] for record in records), *first.shape[1:]),
@@ -87,6 +95,12 @@ def _write(
         rows: Any = slice(record.start - first.start, record.stop - first.start)
         array[rows] = readable(store.read(record), record.dtype)
     array.attrs["complete"] = True
+
+
+def _remote_target(uri: str) -> FsspecStore:
+    fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
+    # The asynchronous file system that zarr would open by itself is never closed.
+    return FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=str(path))
 
 
 def _provenance(records: Sequence[Record]) -> dict[str, JsonValue]:
