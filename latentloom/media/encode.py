@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,7 @@ from latentloom.schemas.media import EncodeSettings
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def encode_segment(
-    frames: Iterable[Array], pts: Sequence[int], settings: EncodeSettings
-) -> bytes:
+def encode_segment(frames: Iterable[Array], pts: Sequence[int], settings: EncodeSettings) -> bytes:
     """Encode one segment; frames are taken as they come, never all at once.
 
     Args:
@@ -31,7 +30,7 @@ def encode_segment(
     Raises:
         MediaError: The encoder refuses the settings, or frames and pts differ in number.
     """
-    if not pts or any(a >= b for a, b in zip(pts, pts[1:], strict=False)):
+    if not pts or any(a >= b for a, b in pairwise(pts)):
         raise MediaError("a segment needs frames, and pts that rise from frame to frame")
     key = uuid.uuid4().hex
     arguments = {"key": key, "settings": settings.model_dump(mode="json"), "pts": list(pts)}
@@ -41,7 +40,7 @@ def encode_segment(
         for chunk in frames:
             array = _checked(chunk, settings)
             message = {"key": key, "shape": array.shape, "dtype": array.dtype.name}
-            _call("encode", message, settings, memoryview(array).cast("B"))
+            _call("encode", message, settings, array.data.cast("B"))
         finish = True
     finally:
         data = _call("close_encoder", {"key": key, "finish": finish}, settings)

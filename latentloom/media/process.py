@@ -26,7 +26,7 @@ from latentloom.media import wire
 MEMORY_BYTES = 8 << 30
 """Address space of the child; 4K HEVC decodes in 1 GiB, 4K x265 encodes in 3."""
 INACTIVITY_SECONDS = 2.0
-"""CPU time that the child may use without progress: its own, so that a loaded machine raises no alarm."""
+"""CPU time that the child may use without progress: a loaded machine raises no false alarm."""
 ENCODING_SECONDS = 60.0
 """The same for encoders, which look ahead; their input is our own."""
 ASLEEP_SECONDS = 30.0
@@ -124,10 +124,10 @@ class _Child:
         self.last_frame: int | None = None
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.sock, theirs = socket.socketpair()
+        arguments = theirs.fileno(), os.getpid(), _memory_limit()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "latentloom.media.child"]
-                + [str(theirs.fileno()), str(os.getpid()), str(_memory_limit())],
+                [sys.executable, "-P", "-m", "latentloom.media.child", *map(str, arguments)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
@@ -217,7 +217,7 @@ class _Watch:
         self.wall_at = time.monotonic()
 
     def wait(self, sock: socket.socket, what: str, frame: int | None) -> None:
-        """Return once the socket can be read; kill a child that has made no progress for too long."""
+        """Return once the socket can be read, or raise when that takes too long."""
         while not select.select([sock], [], [], POLL_SECONDS)[0]:
             cpu = _cpu_seconds(self.pid)
             if self.cpu_at is None:

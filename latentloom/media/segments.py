@@ -61,8 +61,8 @@ def parse_segment(data: bytes) -> Segment:
     """
     start = len(MAGIC) + 8
     try:
-        if data[: len(MAGIC)] != MAGIC:
-            raise ValueError("no magic")
+        if not data.startswith(MAGIC):
+            raise ValueError("no magic")  # noqa: TRY301
         stop = start + int.from_bytes(data[len(MAGIC) : start], "little")
         head = json.loads(data[start:stop])
         packets = tuple(_cut(head["packets"], data, stop))
@@ -74,7 +74,9 @@ def parse_segment(data: bytes) -> Segment:
             packets,
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise MediaError(f"{len(data)} bytes are not an encoded segment. Encode it again.") from error
+        raise MediaError(
+            f"{len(data)} bytes are not an encoded segment. Encode it again."
+        ) from error
 
 
 def _cut(rows: list[list[int]], data: bytes, offset: int) -> Iterator[CodedPacket]:

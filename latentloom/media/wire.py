@@ -1,6 +1,6 @@
 """Messages between a process and its media child: JSON with raw bytes behind it.
 
-JSON, not pickle: the child parses files of unknown origin, so nothing that it sends may run as code.
+JSON, not pickle: the child parses files of unknown origin, so nothing it sends may run as code.
 """
 
 from __future__ import annotations

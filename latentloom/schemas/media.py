@@ -190,7 +190,7 @@ class VideoInfo(_Facts):
         return width, height
 
     def output_aspect(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """Return the aspect ratio of one pixel of read frames: square unless the size is the source's.
+        """Return the aspect ratio of one pixel of read frames: square, but for the source's size.
 
         Args:
             width: Width in pixels, or None.

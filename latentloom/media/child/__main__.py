@@ -22,6 +22,7 @@ import numpy as np
 from latentloom.errors import LatentloomError, MediaError, ResourceError
 from latentloom.media import wire
 from latentloom.media.child import faults, operations
+from latentloom.media.child.channel import Answer, Array
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 0.05
@@ -44,10 +45,10 @@ class SocketChannel:
             self._told_at = now
             wire.send(self._sock, {"kind": "progress", "frame": frame})
 
-    def frame(self, slot: int, frame: int, array: np.ndarray) -> None:
+    def frame(self, slot: int, frame: int, array: Array) -> None:
         """Hand over one frame."""
         message = {"kind": "frame", "slot": slot, "frame": frame}
-        wire.send(self._sock, message, memoryview(np.ascontiguousarray(array)))
+        wire.send(self._sock, message, np.ascontiguousarray(array).data)
 
 
 def main(fileno: int, parent: int, memory_bytes: int) -> None:
@@ -72,11 +73,11 @@ def main(fileno: int, parent: int, memory_bytes: int) -> None:
 
 
 def _serve(
-    operation: Callable[..., operations.Answer],
+    operation: Callable[..., Answer],
     message: wire.Message,
     payload: bytearray,
     channel: SocketChannel,
-) -> operations.Answer:
+) -> Answer:
     try:
         answer, raw = operation(channel, payload, **message)
     except (LatentloomError, av.FFmpegError, MemoryError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -30,9 +30,9 @@ class Encoder:
         self._pts = pts
         self._num_frames = 0
         self._packets: list[CodedPacket] = []
-        self._context = av.CodecContext.create(ENCODERS[settings.codec], "w")
-        if not isinstance(self._context, VideoCodecContext):
-            raise MediaError(f"{settings.codec} is no video codec")
+        self._context = cast(
+            VideoCodecContext, av.CodecContext.create(ENCODERS[settings.codec], "w")
+        )
         configure(self._context, settings)
         open_encoder(self._context, settings)
         self._unpicture = Unpicture(pixel_format(settings), written_color(settings))
@@ -72,8 +72,13 @@ class Encoder:
                 "make it do so from output.extra."
             )
         settings = self._settings
-        digest = extradata_digest(self._context)
-        delay = self._context.reorder_depth
+        digest, delay = extradata_digest(self._context), max_delay(self._context, settings)
+        rank = {pts: index for index, pts in enumerate(self._pts)}
+        if max(index - rank[p.pts] for index, p in enumerate(self._packets)) > delay:
+            raise MediaError(
+                f"the {settings.codec} encoder reorders more than {delay} frames. Lower bframes in "
+                "output.extra."
+            )
         return Segment(
             settings.codec, settings.time_base, digest, delay, tuple(self._packets)
         ).to_bytes()
@@ -124,7 +129,8 @@ def open_encoder(context: VideoCodecContext, settings: EncodeSettings) -> None:
     except (av.FFmpegError, ValueError) as error:
         said = "; ".join(line.strip() for _, _, line in logs) or str(error)
         raise MediaError(
-            f"the {settings.codec} encoder refuses {_shown(settings)}: {said}. Change these options."
+            f"the {settings.codec} encoder refuses {_shown(settings)}: {said}. "
+            "Change these options."
         ) from error
     finally:
         av.logging.set_level(None)
@@ -173,6 +179,12 @@ def written_color(settings: EncodeSettings) -> ColorTags:
         update = {"transfer": color.matrix, "primaries": color.matrix}
         return color.model_copy(update=update)
     return color
+
+
+def max_delay(context: VideoCodecContext, settings: EncodeSettings) -> int:
+    """Return by how many frames decoding order may run ahead of presentation order."""
+    # FFmpeg's wrapper of x265 leaves it at 0; with B-pyramids x265 reorders two frames at most.
+    return 2 if settings.codec == "h265" else context.reorder_depth
 
 
 def extradata_digest(context: VideoCodecContext) -> str:

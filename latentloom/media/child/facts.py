@@ -11,7 +11,7 @@ from av.video.stream import VideoStream
 
 from latentloom.schemas.media import AudioInfo, Chapter, ColorRange, ColorTags, SubtitleInfo
 
-TEXT_SUBTITLES = frozenset("ass ssa subrip srt mov_text webvtt text".split())
+TEXT_SUBTITLES = frozenset(["ass", "ssa", "subrip", "srt", "mov_text", "webvtt", "text"])
 """Codecs of subtitles that are text."""
 KEPT_TAGS = ("title", "artist", "album", "genre", "date", "copyright", "description", "language")
 """Tags of the container that describe the work, not the program or hour that wrote it."""
@@ -36,7 +36,7 @@ def of_file(container: InputContainer, stream: VideoStream) -> dict[str, Any]:
         "width": context.width,
         "height": context.height,
         "sample_aspect_ratio": (aspect.numerator, aspect.denominator) if aspect else (1, 1),
-        "audio": tuple(_audio(s) for s in container.streams.audio if s.codec_context is not None),
+        "audio": tuple(_audio(s) for s in container.streams.audio),
         "subtitles": tuple(_subtitle(s) for s in container.streams.subtitles),
         "chapters": tuple(_chapters(container)),
         "metadata": {k: v for k, v in container.metadata.items() if k.lower() in KEPT_TAGS},
@@ -87,10 +87,19 @@ def _audio(stream: Any) -> AudioInfo:
 
 
 def _subtitle(stream: Stream) -> SubtitleInfo:
-    codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
+    codec = codec_name(stream)
     return SubtitleInfo(
         index=stream.index, codec=codec, text=codec in TEXT_SUBTITLES, **_names(stream)
     )
+
+
+def codec_name(stream: Any) -> str:
+    """Return FFmpeg's name of a stream's decoder; streams that have none exist.
+
+    Args:
+        stream: A stream of an open file.
+    """
+    return "unknown" if stream.codec_context is None else str(stream.codec_context.name)
 
 
 def _names(stream: Stream) -> dict[str, str | None]:

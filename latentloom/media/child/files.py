@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import av
 from av.container import InputContainer
@@ -19,7 +20,7 @@ from latentloom.errors import MediaError
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,nut,mxf,asf,gif,ivf,h264,"
-    "hevc,m4v,obu,yuv4mpegpipe,dv,wtv,rm,apng,rawvideo,mjpeg,vc1,cavsvideo,nsv,gxf,swf,bink"
+    "hevc,m4v,obu,yuv4mpegpipe,dv,wtv,rm,apng,rawvideo,mjpeg,vc1,cavsvideo,nsv,gxf,swf,bink,wav"
 )
 """Containers that hold their own media; not playlists, image patterns or scripts."""
 MAX_PIXELS = 8192 * 8192
@@ -89,15 +90,21 @@ def choose_video(
     Raises:
         MediaError: There is none, or it cannot be decoded.
     """
-    videos = [s for s in container.streams.video if s.codec_context is not None]
-    films = [s for s in videos if not s.disposition & Disposition.attached_pic]
-    if wanted is not None:
+    videos = container.streams.video
+    if wanted is None:
+        films = [s for s in videos if not s.disposition & Disposition.attached_pic]
+    else:
         films = [s for s in videos if s.index == wanted]
     if not films:
         there = ", ".join(str(s.index) for s in videos) or "none"
         which = "no video stream" if wanted is None else f"no video stream {wanted}"
         raise MediaError(f"{path!r} has {which}; video streams: {there}.")
     stream = films[0]
+    if cast("object", stream.codec_context) is None:
+        raise MediaError(
+            f"{path!r}: video stream {stream.index} has a codec that is not known here. "
+            "Convert the file to H.264 or FFV1 first."
+        )
     size = stream.codec_context.width, stream.codec_context.height
     if 0 in size or stream.codec_context.pix_fmt is None:
         raise MediaError(

@@ -1,6 +1,6 @@
-"""The index of all frames of a file, read from its packets: exact pts, and where decoding can start.
+"""The index of all frames of a file: exact pts, and where decoding can start.
 
-Packets tell it without decoding, except where they cannot be trusted: then the whole file is decoded.
+Packets tell it without decoding. Where they cannot be trusted the whole file is decoded.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 from av.container import InputContainer
@@ -20,10 +21,14 @@ from latentloom.media.child.channel import Channel
 from latentloom.schemas.media import VideoInfo
 
 ONE_TO_ONE = frozenset(
-    "h264 hevc av1 libdav1d libaom-av1 vp9 libvpx-vp9 prores ffv1 mjpeg dnxhd mpeg2video mpeg1video "
-    "rawvideo png huffyuv ffvhuff utvideo v210 theora vc1 wmv3 hap cfhd jpeg2000 gif".split()
+    name
+    for names in (
+        "h264 hevc av1 libdav1d libaom-av1 vp9 libvpx-vp9 prores ffv1 mjpeg dnxhd rawvideo png gif",
+        "mpeg1video mpeg2video huffyuv ffvhuff utvideo v210 theora vc1 wmv3 hap cfhd jpeg2000",
+    )
+    for name in names.split()
 )
-"""Decoders that give one frame for one packet; others (packed or hidden frames) are decoded whole."""
+"""Decoders that give one frame for one packet; with others the whole file is decoded."""
 HEAD_FRAMES = 8
 """Frames decoded while probing, to see that the file decodes at all and where it starts."""
 TRUNCATED = ("File ended prematurely", "partial file")
@@ -167,9 +172,7 @@ def _decode(
     return found
 
 
-def _trusted_pts(
-    packets: _Packets, head: list[_Decoded], codec: str
-) -> tuple[int, ...] | None:
+def _trusted_pts(packets: _Packets, head: list[_Decoded], codec: str) -> tuple[int, ...] | None:
     """Return the packets' pts in order, less what cannot be decoded before the first key frame."""
     known = [at for at in packets.pts if at is not None]
     if codec not in ONE_TO_ONE or len(set(known)) != len(packets.pts) or not packets.keys:
@@ -191,7 +194,7 @@ def _decoded_pts(
     """Return the pts of decoded frames, and whether they can only be counted."""
     pts = [shown.pts for shown in frames]
     known = [at for at in pts if at is not None]
-    if len(known) == len(pts) and all(a < b for a, b in zip(known, known[1:], strict=False)):
+    if len(known) == len(pts) and all(a < b for a, b in pairwise(known)):
         return tuple(known), None in packets.pts or len(set(packets.pts)) < len(packets.pts)
     return tuple(i * step for i in range(len(pts))), True
 

@@ -108,18 +108,19 @@ def check_container(
     return {"problems": containers.find_problems(info, suffix, audio, codec)}, b""
 
 
-def write(channel: Channel, payload: bytearray, **arguments: Any) -> Answer:
-    """Mux one segment and raw sound; see ``latentloom.media.write``."""
-    from latentloom.media.child import writer  # noqa: PLC0415
-
-    writer.write(payload, **arguments)
-    return {}, b""
-
-
 OPERATIONS: dict[str, Callable[..., Answer]] = {
     operation.__name__: operation
     for operation in (
-        probe, open_reader, read, close_reader, open_encoder, encode, close_encoder,
-        open_joiner, join, close_joiner, check_container, write,
+        probe,
+        open_reader,
+        read,
+        close_reader,
+        open_encoder,
+        encode,
+        close_encoder,
+        open_joiner,
+        join,
+        close_joiner,
+        check_container,
     )
 }

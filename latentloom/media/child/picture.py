@@ -116,9 +116,7 @@ class Unpicture:
         high = array.dtype == np.uint16
         if high and not self._is_rgb and self._color.range == "limited":
             array = _stretch(array, 65535, WHITE["limited"])
-        frame = VideoFrame.from_ndarray(
-            np.ascontiguousarray(array), "rgb48le" if high else "rgb24"
-        )
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb48le" if high else "rgb24")
         made = self._reformatter.reformat(
             frame,
             format=self._pix_fmt,

@@ -54,9 +54,7 @@ class Reader:
         """Close the file."""
         self._source.close()
 
-    def _frames(
-        self, start: int, stop: int, channel: Channel
-    ) -> Iterator[tuple[int, VideoFrame]]:
+    def _frames(self, start: int, stop: int, channel: Channel) -> Iterator[tuple[int, VideoFrame]]:
         if self._deinterlace:
             yield from deinterlace(lambda at: self._get(at, channel), self._info, start, stop)
         else:

@@ -89,7 +89,7 @@ class FrameSource:
         return next((frame for at, frame in self._kept if at == index), None)
 
     def _starts(self, index: int) -> list[int]:
-        """Return where decoding can start to reach a frame, nearest first, the file's start last."""
+        """Return where decoding can start to reach a frame: nearest first, 0 last."""
         keys = self._info.keyframes
         return [key for key in reversed(keys[: bisect_right(keys, index)]) if key > 0] + [0]
 
