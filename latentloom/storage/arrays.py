@@ -2,20 +2,23 @@
 
 Uncompressed (zstd saves 9 % of latents and costs four times the time), one zarr chunk, crc32c.
 Stored also when all bytes are zero: by default Zarr does not, and reads a missing chunk as zeros.
+Zarr writes the metadata. The bytes with their checksum are written here: through zarr's event loop
+a chunk takes two changes of threads, 4 ms each way on a busy machine instead of 0.3.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import cpu
 from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
@@ -39,12 +42,13 @@ def encode_array(array: NDArray[Any]) -> dict[str, bytes]:
         array: At least one dimension and one element; one of ``DTYPES``, little-endian.
 
     Returns:
-        ``zarr.json`` and the chunk's file.
+        ``zarr.json`` and the chunk's file: the bytes in C order, then their crc32c.
     """
-    store: dict[str, Any] = {}
-    target = _new_array(MemoryStore(store), array.shape, array.dtype.name)
-    target[...] = array
-    return {name: data.to_bytes() for name, data in store.items()}
+    data = array.tobytes()
+    return {
+        METADATA_FILE: _metadata(array.shape, array.dtype.name)[0],
+        chunk_file(array.ndim): data + _checksum(data),
+    }
 
 
 def decode_array(files: Mapping[str, bytes], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -53,15 +57,14 @@ def decode_array(files: Mapping[str, bytes], shape: tuple[int, ...], dtype: str)
     Raises:
         ValueError: The checksum is wrong, or the metadata are not those of this shape and dtype.
     """
-    buffers: Any = {name: cpu.Buffer.from_bytes(data) for name, data in files.items()}
-    try:
-        source = zarr.open_array(store=MemoryStore(buffers), mode="r", zarr_format=3)
-        array = np.asarray(source[...])
-    except Exception as error:  # zarr raises whatever its parser meets in damaged metadata
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-    if source.metadata != _expected_metadata(shape, dtype):
+    if not _describes(files[METADATA_FILE], shape, dtype):
         raise ValueError(f"{METADATA_FILE} does not describe {dtype} of shape {shape}")
-    return array
+    content = files[chunk_file(len(shape))]
+    data, checksum = content[:-4], content[-4:]
+    if checksum != _checksum(data):
+        raise ValueError("wrong crc32c")
+    # A copy, since an array over bytes is read-only.
+    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape).copy()
 
 
 def chunk_file(num_dimensions: int) -> str:
@@ -108,9 +111,25 @@ def storable(array: NDArray[Any], dtype: str | None) -> tuple[NDArray[Any], str]
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")), true
 
 
-def _new_array(store: MemoryStore, shape: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
-    return zarr.create_array(
-        store=store,
+def _checksum(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def _describes(metadata: bytes, shape: tuple[int, ...], dtype: str) -> bool:
+    expected_bytes, expected = _metadata(shape, dtype)
+    if metadata == expected_bytes:
+        return True
+    try:  # another version of zarr may word the same thing otherwise
+        return ArrayV3Metadata.from_dict(json.loads(metadata)) == expected
+    except Exception:  # zarr raises whatever its parser meets in damaged metadata
+        return False
+
+
+@functools.lru_cache(maxsize=64)
+def _metadata(shape: tuple[int, ...], dtype: str) -> tuple[bytes, ArrayV3Metadata]:
+    store: dict[str, Any] = {}
+    array = zarr.create_array(
+        store=MemoryStore(store),
         shape=shape,
         chunks=shape,
         dtype=dtype,
@@ -119,13 +138,7 @@ def _new_array(store: MemoryStore, shape: tuple[int, ...], dtype: str) -> zarr.A
         compressors=[Crc32cCodec()],
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},
-        config={"write_empty_chunks": True},
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _expected_metadata(shape: tuple[int, ...], dtype: str) -> ArrayV3Metadata:
-    metadata = _new_array(MemoryStore(), shape, dtype).metadata
-    if not isinstance(metadata, ArrayV3Metadata):
-        raise TypeError(f"zarr made metadata of format {metadata.zarr_format}")
-    return metadata
+    if not isinstance(array.metadata, ArrayV3Metadata):
+        raise TypeError(f"zarr made metadata of format {array.metadata.zarr_format}")
+    return store[METADATA_FILE].to_bytes(), array.metadata

@@ -230,6 +230,16 @@ class Store:
         with explained(self.uri, "read"):
             return runs.events(self.backend, run_id)
 
+    def event_files(self, run_id: str) -> list[str]:
+        """List the names of a run's event files, each written once, in the order of their times."""
+        with explained(self.uri, "list"):
+            return sorted(self.backend.names(layout.events_folder(run_id)))
+
+    def read_event_file(self, run_id: str, name: str) -> list[Event]:
+        """Read the events of one file; none if the run was forgotten."""
+        with explained(self.uri, "read"):
+            return runs.read_events(self.backend, f"{layout.events_folder(run_id)}/{name}")
+
     # cached facts
 
     def cached(self, kind: str, key: str) -> JsonValue | None:

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from zarr.core.buffer import cpu
+from zarr.storage import MemoryStore
 
 from latentloom.storage.arrays import DTYPES, chunk_file, decode_array, digest, encode_array
 
@@ -27,11 +30,21 @@ def test_an_array_survives_to_the_bit(array: NDArray[Any]) -> None:
     files = encode_array(array)
     assert set(files) == {"zarr.json", chunk_file(array.ndim)}
     again = decode_array(files, array.shape, array.dtype.name)
-    assert (again.dtype, again.shape, again.tobytes()) == (
-        array.dtype,
-        array.shape,
-        array.tobytes(),
-    )
+    assert (again.dtype, again.shape) == (array.dtype, array.shape)
+    assert again.tobytes() == array.tobytes()
+    assert again.flags.writeable
+
+
+@settings(max_examples=30, deadline=None)
+@given(ARRAYS)
+def test_zarr_reads_what_is_written_and_writes_the_same(array: NDArray[Any]) -> None:
+    files = encode_array(array)
+    buffers: Any = {name: cpu.Buffer.from_bytes(data) for name, data in files.items()}
+    found = zarr.open_array(MemoryStore(buffers), mode="r+")
+    assert np.asarray(found[...]).tobytes() == array.tobytes()
+    buffers.pop(chunk_file(array.ndim))
+    found.with_config({"write_empty_chunks": True})[...] = array
+    assert {name: buffer.to_bytes() for name, buffer in buffers.items()} == files
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,6 +74,14 @@ def test_the_files_say_what_the_format_promises() -> None:
     assert len(files["c.0.0.0.0"]) == 2 * 4 * 8 * 8 * 2 + 4
 
 
+def test_metadata_in_other_words_are_understood() -> None:
+    files = encode_array(np.ones((2, 4), "float32"))
+    metadata = json.loads(files["zarr.json"])
+    del metadata["storage_transformers"]
+    files["zarr.json"] = json.dumps(metadata).encode()
+    assert decode_array(files, (2, 4), "float32").sum() == 8
+
+
 @pytest.mark.parametrize("damage", ["fill_value", "shape", "data_type", "codecs", "attributes"])
 def test_changed_metadata_are_found(damage: str) -> None:
     files = encode_array(np.ones((2, 4), "float32"))
@@ -73,5 +94,5 @@ def test_changed_metadata_are_found(damage: str) -> None:
         "attributes": {"x": 1},
     }
     files["zarr.json"] = json.dumps({**metadata, damage: changed[damage]}).encode()
-    with pytest.raises(ValueError, match=r"Error|describe"):
+    with pytest.raises(ValueError, match="describe"):
         decode_array(files, (2, 4), "float32")
