@@ -16,6 +16,8 @@ _QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
+# Python's own helper process complains of what a run that was stopped at once left to it.
+_RESOURCE_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 def quiet_environment() -> None:
@@ -23,14 +25,13 @@ def quiet_environment() -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     bypass_proxies_for_loopback()
+    _append("PYTHONWARNINGS", _RESOURCE_TRACKER)
 
 
 def bypass_proxies_for_loopback() -> None:
     """Keep a proxy that the machine is told to use away from the server on this machine."""
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        if "127.0.0.1" not in hosts:
-            os.environ[name] = ",".join([*hosts, "127.0.0.1"])
+    _append("NO_PROXY", "127.0.0.1")
+    _append("no_proxy", "127.0.0.1")
 
 
 @contextmanager
@@ -64,3 +65,10 @@ def prefect_settings(*, heartbeats: bool = True) -> Iterator[None]:
         settings = settings.copy_with_update(updates={"flows.heartbeat_frequency": None})
     with SettingsContext(profile=get_settings_context().profile, settings=settings):
         yield
+
+
+def _append(name: str, item: str) -> None:
+    """Add an item to a variable that holds a comma-separated list."""
+    items = [part for part in os.environ.get(name, "").split(",") if part]
+    if item not in items:
+        os.environ[name] = ",".join([*items, item])

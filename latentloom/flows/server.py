@@ -10,25 +10,26 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import closing, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from latentloom.errors import InterruptedRunError, LatentloomError
+from latentloom.flows import seed
 from latentloom.flows.environment import environment, prefect_settings, quiet_environment
-from latentloom.flows.scratch import scratch_folder
+from latentloom.flows.scratch import outermost_scratch, scratch_folder
 from latentloom.tasks.stop import stop_requested
 
 _START_SECONDS = 180.0  # 3 s when idle; a machine busy with other work may take very much longer
 _DRAIN_SECONDS = 5.0
+_FAREWELL = b"."  # a pipe that closes without it tells that the parent was killed
+_SWEEPS, _SWEEP_SECONDS = 5, 0.2
 _RETRY_AFTER_SECONDS = b"0.1"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -73,7 +74,7 @@ def api_server(while_starting: Callable[[], None] | None = None) -> Iterator[str
 
 @contextmanager
 def _embedded_server(home: Path, while_starting: Callable[[], None] | None) -> Iterator[str]:
-    seeded = _seed_database(home)
+    seeded = seed.copy_to(home)
     process, port = _spawn(home, seeded)
     try:
         if while_starting is not None:
@@ -85,13 +86,12 @@ def _embedded_server(home: Path, while_starting: Callable[[], None] | None) -> I
                 raise
             # The cached database may be to blame: once more, from nothing.
             _stop(process)
-            seed_path().unlink(missing_ok=True)
-            _remove_database(home)
+            seed.forget(home)
             seeded = False
             process, port = _spawn(home, seeded)
             _await_health(process, port, home)
         if not seeded:
-            _keep_seed(home)
+            seed.keep(home)
         yield f"http://127.0.0.1:{port}/api"
     finally:
         _stop(process)
@@ -102,7 +102,7 @@ def _spawn(home: Path, seeded: bool) -> tuple[subprocess.Popen[bytes], int]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     with listener, (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "latentloom.flows.server", str(listener.fileno()), str(home)],
+            [sys.executable, "-m", __name__, str(listener.fileno()), str(outermost_scratch())],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -159,7 +159,8 @@ def _is_healthy(port: int) -> bool:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
-    process.stdin.close()  # the child leaves when its pipe closes
+    with suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(_FAREWELL)
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
@@ -176,80 +177,9 @@ def _send_what_is_queued() -> None:
     APILogWorker.drain_all(timeout=_DRAIN_SECONDS)
 
 
-# The cached database: an empty one, migrated, since the migrations take several seconds.
-
-
-def cache_folder() -> Path:
-    """Name the user's cache folder for latentloom."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "latentloom"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "latentloom"
-    return Path.home() / ".cache" / "latentloom"
-
-
-def seed_path() -> Path:
-    """Name the cached database for the Prefect that is installed."""
-    return cache_folder() / f"prefect-{version('prefect')}.db"
-
-
-def _seed_database(home: Path) -> bool:
-    """Copy the cached database into `home`; a damaged one is removed, and counts as none."""
-    database = home / "prefect.db"
-    try:
-        shutil.copyfile(seed_path(), database)
-        if _is_migrated(database):
-            return True
-        seed_path().unlink(missing_ok=True)
-    except OSError:
-        pass
-    _remove_database(home)
-    return False
-
-
-def _is_migrated(database: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(database)) as connection:
-            sound = connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
-            migrated = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            return sound and migrated is not None
-    except sqlite3.Error:
-        return False
-
-
-def _keep_seed(home: Path) -> None:
-    """Cache the fresh database. SQLite's own backup sees what is still in the write-ahead log."""
-    with suppress(OSError, sqlite3.Error):
-        seed_path().parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=seed_path().parent, prefix="prefect-", suffix=".tmp")
-        os.close(handle)
-        with _removed_afterwards(Path(name)):
-            with (
-                closing(sqlite3.connect(home / "prefect.db")) as source,
-                closing(sqlite3.connect(name)) as target,
-            ):
-                source.backup(target)
-                target.execute("PRAGMA journal_mode=DELETE")
-            os.replace(name, seed_path())
-
-
-@contextmanager
-def _removed_afterwards(path: Path) -> Iterator[None]:
-    """Remove a temporary file that was not renamed into place."""
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _remove_database(home: Path) -> None:
-    for path in home.glob("prefect.db*"):
-        path.unlink(missing_ok=True)
-
-
 def _keep_log(home: Path) -> Path:
     """Move the server's log out of the folder that is about to be removed."""
-    log, kept = home / "server.log", cache_folder() / "server.log"
+    log, kept = home / "server.log", seed.cache_folder() / "server.log"
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(log, kept)
@@ -260,9 +190,9 @@ def _keep_log(home: Path) -> Path:
 # The child's side.
 
 
-def _serve(listener: int, home: Path) -> None:
-    """Serve until the parent is gone."""
-    _die_with_parent(home)
+def _serve(listener: int, scratch: Path) -> None:
+    """Serve until the parent is gone; remove its temporary files if it had no time to."""
+    _die_with_parent(scratch)
     import uvicorn  # the parent does without these two
     from prefect.server.api.server import create_app
 
@@ -290,16 +220,31 @@ def _hasten_retries(app: _App) -> _App:
     return hastened
 
 
-def _die_with_parent(home: Path) -> None:
+def _die_with_parent(scratch: Path) -> None:
+    """Leave when the pipe closes, or when the kernel says so: a fork may hold the pipe open."""
+    parent = os.getppid()
+
+    def leave_if_orphaned(_number: int, _frame: FrameType | None) -> None:
+        if os.getppid() != parent:  # the signal comes, too, when only a thread of it has ended
+            _leave(scratch)
+
+    signal.signal(signal.SIGUSR1, leave_if_orphaned)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    threading.Thread(target=_leave_when_pipe_closes, args=[home], daemon=True).start()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+    threading.Thread(target=_leave_when_pipe_closes, args=[scratch], daemon=True).start()
 
 
-def _leave_when_pipe_closes(home: Path) -> None:
-    while os.read(0, 1):
-        pass
-    shutil.rmtree(home, ignore_errors=True)
+def _leave_when_pipe_closes(scratch: Path) -> None:
+    if os.read(0, 1) != _FAREWELL:
+        _leave(scratch)
+    os._exit(0)
+
+
+def _leave(scratch: Path) -> None:
+    # Workers that are still dying may write once more.
+    for _ in range(_SWEEPS):
+        shutil.rmtree(scratch, ignore_errors=True)
+        time.sleep(_SWEEP_SECONDS)
     os._exit(0)
 
 

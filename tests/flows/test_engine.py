@@ -39,7 +39,7 @@ class Watched:
         assert self.process.stdout.readline().strip() == line
 
     def survivors(self) -> list[str]:
-        return [" ".join(found.cmdline()) for found in marked_processes(self.mark)]
+        return [str(found) for found in marked_processes(self.mark)]
 
     def is_gone_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
