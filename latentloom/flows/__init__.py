@@ -1,0 +1,1 @@
+"""Order: resolve, compile, edit, batch, engine. No arithmetic."""

@@ -1,0 +1,94 @@
+"""What Python programs use: compile a recipe, run it as a Prefect flow, open what it made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latentloom.errors import UsageError
+from latentloom.flows.compile import compile_plan
+from latentloom.flows.resolve import resolve
+from latentloom.flows.runs import find_run, read_plan, register
+from latentloom.schemas.plan import Plan
+from latentloom.schemas.recipe import Recipe
+from latentloom.storage.store import Store
+
+if TYPE_CHECKING:
+    from dask.array import Array as DaskArray
+    from prefect import Flow
+
+DEFAULT_STORE = ".latentloom"
+
+
+@dataclass(frozen=True)
+class CompiledRecipe:
+    """A recipe's plan, and the store that it runs on."""
+
+    store: Store
+    plan: Plan
+
+    def flow(self, *, workers: int = 1, overwrite: bool = False) -> Flow[..., Any]:
+        """Register a run and return its Prefect flow, to call, serve or deploy.
+
+        Args:
+            workers: Task groups that run at once.
+            overwrite: Whether a video that is not ours may be replaced.
+        """
+        from latentloom.flows.edit import flow_of
+
+        state = register(self.store, self.plan, overwrite=overwrite)
+        return flow_of(self.store.uri, state.run, workers=workers)
+
+
+def compile_recipe(recipe: Recipe, *, store: str = DEFAULT_STORE) -> CompiledRecipe:
+    """Look up what a recipe depends on, and compile it.
+
+    Args:
+        recipe: From ``load_recipe``.
+        store: Path or fsspec URI.
+
+    Raises:
+        LatentloomError: If the recipe, its source or its models are at fault.
+    """
+    opened = Store.open(store)
+    return CompiledRecipe(opened, compile_plan(recipe, resolve(recipe, opened)))
+
+
+def open_latents(run: str, stage: str, *, store: str = DEFAULT_STORE) -> DaskArray:
+    """Open what a stage of a run made, as one lazy dask array with frames first.
+
+    Windows that overlap follow one another as they are; ``export`` writes the same.
+
+    Args:
+        run: Run id, the beginning of one, or ``latest``.
+        stage: Name of the stage.
+        store: Path or fsspec URI.
+
+    Raises:
+        UsageError: If there is no such run or stage, or it is not finished.
+    """
+    from latentloom.storage.lazy import lazy_array
+
+    opened = Store.open(store, create=False)
+    records = stage_records(opened, find_run(opened, run), stage)
+    return lazy_array(opened, records)
+
+
+def stage_records(store: Store, run_id: str, name: str) -> list[Any]:
+    """Return the records of a finished stage, in order.
+
+    Raises:
+        UsageError: If there is no such stage, or chunks of it are missing.
+    """
+    plan = read_plan(store, run_id)
+    if name not in plan.by_name or not plan.by_name[name].stored:
+        known = ", ".join(stage.name for stage in plan.stages if stage.stored)
+        raise UsageError(f"run {run_id} has no stage {name!r}; its stages are: {known}")
+    records = [store.find(chunk.key) for chunk in plan.by_name[name].chunks]
+    missing = sum(record is None for record in records)
+    if missing:
+        raise UsageError(
+            f"stage {name!r} of run {run_id} lacks {missing} of {len(records)} chunks;"
+            f" `latentloom resume {run_id}` computes them (frames are deleted unless keep: true)"
+        )
+    return records

@@ -1,0 +1,325 @@
+"""Bind the stages of a recipe to models, windows and shapes, and check that they fit one another.
+
+Pure: works on facts. Every fault is found before any is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentloom.errors import RecipeError
+from latentloom.flows.keys import stage_models
+from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
+from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.stages import (
+    DecodeStage,
+    EditStage,
+    EncodeStage,
+    FuseStage,
+    InvertStage,
+    MixStage,
+    SmoothStage,
+    Stage,
+    UpsampleStage,
+    WindowRule,
+)
+
+Shape = tuple[int, ...]
+RedoSet = tuple[int, ...]
+
+DEFAULT_LENGTH = 16
+"""Frames of a window where a video model names no length; AnimateDiff, ModelScope and the papers use 16."""
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Where an inversion ended; whoever denoises from there must agree."""
+
+    num_inference_steps: int
+    strength: float
+    scheduler: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage whose defaults are resolved against models and inputs."""
+
+    name: str
+    stage: Stage
+    variants: Mapping[RedoSet, tuple[Recipe, Stage]]
+    inputs: tuple[str, ...]
+    frame_shape: Shape
+    pixels: tuple[int, int]
+    """Height and width of the frames that it stands for."""
+    dtype: str | None
+    """Dtype of latents; nothing for frames, which have the source's depth."""
+    windows: WindowRule | None = None
+    level: NoiseLevel | None = None
+
+    @property
+    def transient(self) -> bool:
+        """Tell whether its frames are deleted behind their last reader."""
+        return self.stage.produces == "frames" and not getattr(self.stage, "keep", False)
+
+    @property
+    def window_size(self) -> int:
+        """Return the frames of a window."""
+        assert self.windows is not None and self.windows.size is not None
+        return self.windows.size
+
+    @property
+    def window_overlap(self) -> int:
+        """Return the frames that neighbours share."""
+        assert self.windows is not None and self.windows.overlap is not None
+        return self.windows.overlap
+
+
+def bind_stages(
+    variants: Mapping[RedoSet, Recipe], facts: Facts, frame_size: tuple[int, int]
+) -> list[BoundStage]:
+    """Bind every stage of a recipe.
+
+    Args:
+        variants: The recipe in force for each combination of redo ranges; ``()`` is the plain one.
+        facts: Facts of its models.
+        frame_size: Height and width of the source frames as they are read.
+
+    Raises:
+        RecipeError: With every fault.
+    """
+    binder = _Binder(variants[()], facts, frame_size)
+    for index in range(len(variants[()].stages)):
+        binder.bind(index, {redo: (recipe, recipe.stages[index]) for redo, recipe in variants.items()})
+    if binder.faults:
+        raise RecipeError(binder.faults)
+    return list(binder.bound.values())
+
+
+class _Binder:
+    def __init__(self, recipe: Recipe, facts: Facts, frame_size: tuple[int, int]) -> None:
+        self.recipe, self.facts, self.frame_size = recipe, facts, frame_size
+        self.bound: dict[str, BoundStage] = {}
+        self.faults: list[str] = []
+
+    def bind(self, index: int, variants: Mapping[RedoSet, tuple[Recipe, Stage]]) -> None:
+        """Bind the stage at an index, or note why it cannot be."""
+        stage = variants[()][1]
+        self.where = f"stage {stage.name!r}"
+        names = stage.inputs or ((self.recipe.stages[index - 1].name if index else "decode_video"),)
+        if not self._models_fit(stage) or not self._inputs_fit(stage, names):
+            return
+        read = [self.bound[name] for name in names if name != "decode_video"]
+        level = self._level(stage, read)
+        windows = self._windows(stage, read)
+        resolved = {
+            redo: (recipe, self._with_level(one, level)) for redo, (recipe, one) in variants.items()
+        }
+        shape, pixels = self._shape(stage, read)
+        wants_source = any(source.controlnet for source in getattr(stage, "sources", ()))
+        self.bound[stage.name] = BoundStage(
+            name=stage.name,
+            stage=self._with_level(stage, level),
+            variants=resolved,
+            inputs=(*names, "decode_video") if wants_source else tuple(names),
+            frame_shape=shape,
+            pixels=pixels,
+            dtype=None if stage.produces == "frames" else self.recipe.numerics.dtype,
+            windows=windows,
+            level=level if stage.produces == "noise" else None,
+        )
+
+    def _fault(self, text: str) -> None:
+        self.faults.append(f"{self.where}: {text}")
+
+    # models
+
+    def _models_fit(self, stage: Stage) -> bool:
+        before = len(self.faults)
+        for role, name in stage_models(stage).items():
+            model = self.facts.models.get(name)
+            if model is None:
+                known = ", ".join(sorted(self.facts.models)) or "none"
+                self._fault(f"unknown model {name!r}; the recipe's models are: {known}")
+            elif model.kind not in _kinds(stage, role):
+                wanted = " or ".join(_kinds(stage, role))
+                self._fault(f"model {name!r} is of kind {model.kind}; {role} needs {wanted}")
+        if len(self.faults) == before:
+            self._latent_spaces_agree(stage)
+        return len(self.faults) == before
+
+    def _latent_spaces_agree(self, stage: Stage) -> None:
+        spaces = {
+            name: (self.facts.models[name].downscale, self.facts.models[name].latent_channels)
+            for name in stage_models(stage).values()
+        }
+        for name, model in self.facts.models.items():
+            if model.kind == "image" and name == "image":
+                spaces.setdefault(name, (model.downscale, model.latent_channels))
+        if len(set(spaces.values())) > 1:
+            listed = ", ".join(f"{n}: factor {f}, {c} channels" for n, (f, c) in spaces.items())
+            self._fault(f"models do not share a latent space ({listed}); choose models of one family")
+
+    # inputs
+
+    def _inputs_fit(self, stage: Stage, names: Sequence[str]) -> bool:
+        before = len(self.faults)
+        if len(names) != len(stage.consumes):
+            self._fault(f"takes {len(stage.consumes)} input(s), got {len(names)}: {', '.join(names)}")
+        for name, wanted in zip(names, stage.consumes, strict=False):
+            if name != "decode_video" and name not in self.bound:
+                if not self.faults:
+                    self._fault(f"unknown input {name!r}")
+                return False
+            made = "frames" if name == "decode_video" else self.bound[name].stage.produces
+            if made != wanted:
+                hint = _HINTS.get((made, wanted), "name another stage in inputs")
+                self._fault(f"needs {wanted}, but {name!r} makes {made}; {hint}")
+        return len(self.faults) == before
+
+    # noise levels
+
+    def _level(self, stage: Stage, read: Sequence[BoundStage]) -> NoiseLevel | None:
+        if isinstance(stage, InvertStage):
+            scheduler = _frozen(self.facts.models[stage.model].scheduler)
+            return NoiseLevel(stage.num_inference_steps, stage.strength, scheduler)
+        if not isinstance(stage, FuseStage | SmoothStage | MixStage):
+            return None
+        levels = {bound.name: bound.level for bound in read if bound.level is not None}
+        if not levels:
+            return None
+        first, level = next(iter(levels.items()))
+        for name, other in levels.items():
+            if other != level:
+                self._fault(f"inputs {first!r} and {name!r} end at other levels: {level} and {other}")
+        for name in stage_models(stage).values():
+            model = self.facts.models[name]
+            if model.kind in ("image", "video") and _frozen(model.scheduler) != level.scheduler:
+                self._fault(
+                    f"schedulers do not agree: {name!r} has {_differences(model, level)};"
+                    " fused and inverted latents need one scheduler"
+                )
+        self._steps_agree(stage, level)
+        return level
+
+    def _steps_agree(self, stage: Stage, level: NoiseLevel) -> None:
+        if isinstance(stage, MixStage):
+            return
+        wanted = getattr(stage, "num_inference_steps", None)
+        if wanted is not None and wanted != level.num_inference_steps:
+            self._fault(
+                f"num_inference_steps {wanted} differs from the inversion's"
+                f" {level.num_inference_steps}; leave it out to take the inversion's"
+            )
+        if isinstance(stage, FuseStage):
+            tau = stage.first_mixed_step(level.num_inference_steps)
+            if tau >= level.num_inference_steps:
+                self._fault(
+                    f"tau {stage.tau} must be smaller than num_inference_steps"
+                    f" {level.num_inference_steps}; latents would never be mixed"
+                )
+
+    def _with_level(self, stage: Stage, level: NoiseLevel | None) -> Stage:
+        if isinstance(stage, FuseStage | SmoothStage) and level is not None:
+            update = {
+                "num_inference_steps": level.num_inference_steps,
+                "strength": level.strength,
+            }
+            return stage.model_copy(update=update)
+        return stage
+
+    # windows
+
+    def _windows(self, stage: Stage, read: Sequence[BoundStage]) -> WindowRule | None:
+        inherited = {b.name: b.windows for b in read if b.windows and b.stage.produces == "noise"}
+        own = [
+            self.facts.models[name]
+            for name in stage_models(stage).values()
+            if self.facts.models[name].kind == "video"
+        ]
+        if not own:
+            rules = list(inherited.values())
+            if len(set(rules)) > 1:
+                self._fault(f"inputs have different windows: {_rules(inherited)}")
+            return rules[0] if rules else None
+        rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows, own)
+        for name, other in inherited.items():
+            if other != rule:
+                self._fault(
+                    f"reads inverted latents of {name!r} with another window plan:"
+                    f" {_rules({stage.name: rule, name: other})}; give both the same windows"
+                )
+        return rule
+
+    def _resolve_rule(self, rule: WindowRule, models: Sequence[ModelFacts]) -> WindowRule:
+        size = rule.size or min(model.sample_length or DEFAULT_LENGTH for model in models)
+        overlap = size // 4 if rule.overlap is None else rule.overlap
+        longest = min((m.max_length for m in models if m.max_length), default=size)
+        if size > longest:
+            self._fault(f"windows.size {size} is more than the {longest} frames its video model takes")
+        if overlap >= size:
+            self._fault(f"windows.overlap {overlap} must be smaller than windows.size {size}")
+        return rule.model_copy(update={"size": size, "overlap": overlap})
+
+    # shapes
+
+    def _shape(self, stage: Stage, read: Sequence[BoundStage]) -> tuple[Shape, tuple[int, int]]:
+        pixels = read[0].pixels if read else self.frame_size
+        if isinstance(stage, EncodeStage):
+            model = self.facts.models[stage.model]
+            multiple = max(m.latent_multiple for m in self.facts.models.values())
+            height, width = (_ceil(side, model.downscale * multiple) for side in pixels)
+            latents = (height // model.downscale, width // model.downscale)
+            return (model.latent_channels, *latents), pixels
+        if isinstance(stage, UpsampleStage):
+            channels, height, width = read[0].frame_shape
+            return (channels, 2 * height, 2 * width), (2 * pixels[0], 2 * pixels[1])
+        if isinstance(stage, DecodeStage | EditStage):
+            return (*pixels, 3), pixels
+        return read[0].frame_shape, pixels
+
+
+_HINTS = {
+    ("frames", "latents"): "put an encode stage between them",
+    ("frames", "noise"): "put encode and invert stages between them",
+    ("latents", "noise"): "put an invert stage between them",
+    ("latents", "frames"): "put a decode stage between them",
+    ("noise", "latents"): "put a fuse or smooth stage between them",
+    ("noise", "frames"): "put fuse or smooth and decode stages between them",
+}
+
+
+def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
+    if role.endswith("controlnet"):
+        return ("controlnet",)
+    if isinstance(stage, FuseStage | InvertStage):
+        return ("image", "video")
+    if isinstance(stage, SmoothStage):
+        return ("video",)
+    return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)
+
+
+def _frozen(scheduler: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, str(value)) for key, value in scheduler.items()))
+
+
+def _differences(model: ModelFacts, level: NoiseLevel) -> str:
+    theirs = dict(level.scheduler)
+    ours = {key: str(value) for key, value in model.scheduler.items()}
+    different = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    return ", ".join(f"{k} {ours.get(k)} (inversion: {theirs.get(k)})" for k in different)
+
+
+def _rules(rules: Mapping[str, WindowRule | None]) -> str:
+    return ", ".join(
+        f"{name} size {rule.size} overlap {rule.overlap} mode {rule.mode}"
+        for name, rule in rules.items()
+        if rule is not None
+    )
+
+
+def _ceil(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+

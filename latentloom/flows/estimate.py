@@ -1,0 +1,114 @@
+"""Predict memory and store bytes from configurations, before anything runs.
+
+The constants were measured on a CPU with float32 weights; ``benchmarks/memory.py`` prints them beside what a
+run took. A measurement of an earlier run with the same models, shapes and profile replaces the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from latentloom.schemas.base import digest
+from latentloom.schemas.facts import Facts
+from latentloom.schemas.plan import PlannedStage
+from latentloom.schemas.recipe import Recipe
+
+MIB = 1 << 20
+CHUNK_OVERHEAD_BYTES = 1100
+"""zarr.json, checksum and record of one chunk."""
+BASELINE_BYTES = 1100 * MIB
+"""This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
+WORKING_FACTOR = 1.25
+MEDIA_FRAMES = 24
+"""Frames that decoder, scaler and encoder hold at a time (x264's look-ahead and its references)."""
+
+
+def peak_bytes(
+    stage: PlannedStage, recipe: Recipe, facts: Facts, before: Sequence[PlannedStage]
+) -> int:
+    """Predict the peak memory of the process tree while a stage runs.
+
+    Args:
+        stage: The stage, cut into chunks.
+        recipe: Its recipe, for micro-batch and dtype.
+        facts: Facts of its models, and earlier measurements.
+        before: The stages before it; models of the whole plan stay loaded.
+    """
+    measured = facts.measured_bytes.get(calibration_key(stage, recipe))
+    if measured is not None:
+        return int(measured * WORKING_FACTOR)
+    names = {name for one in [*before, stage] for name in one.models.values()}
+    weights = sum(facts.models[name].parameter_bytes for name in names)
+    return BASELINE_BYTES + weights + int(WORKING_FACTOR * _working_bytes(stage, recipe, facts))
+
+
+def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
+    """Name what a memory measurement holds for: op, models, shapes and profile, never the length."""
+    longest = max((chunk.num_frames for chunk in stage.chunks), default=0)
+    fields = stage.variants[0].fields
+    return digest(
+        {
+            "op": stage.op,
+            "models": fields.get("models"),
+            "numerics": fields.get("numerics"),
+            "shape": list(stage.frame_shape),
+            "size": fields.get("size"),
+            "frames": longest,
+        }
+    )
+
+
+def segment_bytes(frame_shape: Sequence[int], num_frames: int, recipe: Recipe) -> int:
+    """Guess the encoded bytes of a segment from its pixels and the codec's usual bits per pixel."""
+    output = recipe.output
+    codec = output.codec if output is not None else "h264"
+    bits = {"h264": 0.2, "h265": 0.12, "prores": 6.0, "ffv1": 10.0}[codec]
+    return int(frame_shape[0] * frame_shape[1] * num_frames * bits / 8) + CHUNK_OVERHEAD_BYTES
+
+
+def store_bytes(stages: Sequence[PlannedStage]) -> int:
+    """Add up what the stages store; of frames that are deleted behind their reader, one segment's."""
+    total = 0
+    for stage in stages:
+        if not stage.transient:
+            total += sum(stage.chunk_bytes)
+            continue
+        readers = [reader for reader in stages if stage.name in reader.inputs]
+        total += max(
+            (
+                sum(stage.chunk_bytes[i] for i in chunk.reads[reader.inputs.index(stage.name)])
+                for reader in readers
+                for chunk in reader.chunks
+            ),
+            default=0,
+        )
+    return total
+
+
+def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
+    frames = max((chunk.num_frames for chunk in stage.chunks), default=1)
+    models = [facts.models[name] for name in stage.models.values()]
+    held = 3 * frames * prod(stage.frame_shape) * 4
+    if stage.op == "encode_video":
+        return MEDIA_FRAMES * 6 * prod(_size_of(stage)) + recipe.chunks.frames * 3 * prod(_size_of(stage)) * 2
+    if stage.op in ("encode", "decode", "edit"):
+        pixels = _pixels(stage, models[0].downscale)
+        channels = 12 if models[0].standin else 4 * models[0].vae_channels
+        batch = min(recipe.numerics.micro_batch, max(frames, recipe.numerics.micro_batch))
+        return held + 3 * frames * pixels * 4 * 2 + batch * pixels * channels * 4
+    batch = frames if stage.unit == "windows" else recipe.numerics.micro_batch
+    area = stage.frame_shape[1] * stage.frame_shape[2]
+    channels = sum(16 if m.standin else 24 * m.max_channels for m in models)
+    return held + 2 * batch * area * channels * 4
+
+
+def _pixels(stage: PlannedStage, downscale: int) -> int:
+    if stage.produces == "frames":
+        return stage.frame_shape[0] * stage.frame_shape[1]
+    return stage.frame_shape[1] * stage.frame_shape[2] * downscale**2
+
+
+def _size_of(stage: PlannedStage) -> tuple[int, int]:
+    height, width = stage.variants[0].fields["size"]
+    return int(height), int(width)

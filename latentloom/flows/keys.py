@@ -1,0 +1,150 @@
+"""What makes a stage's key: the readable fields, and the text of prompts that hold for a while.
+
+Never in a key: paths, names of runs and stages, the number of workers, the length of the cut, source code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentloom.schemas.base import digest
+from latentloom.schemas.facts import Facts
+from latentloom.schemas.recipe import Recipe, TimedPrompts
+from latentloom.schemas.stages import (
+    EditStage,
+    FuseStage,
+    InvertStage,
+    SmoothStage,
+    Stage,
+    UpsampleStage,
+    WindowRule,
+)
+
+OP_VERSIONS = {
+    "decode_video": 1,
+    "encode": 1,
+    "invert": 1,
+    "edit": 1,
+    "fuse": 1,
+    "mix": 1,
+    "smooth": 1,
+    "upsample": 1,
+    "decode": 1,
+    "encode_video": 1,
+}
+"""Raised when the meaning of an op's result changes; old chunks of it then miss."""
+
+_NOT_IN_KEYS = {"op", "name", "inputs", "windows", "keep", "prompt", "model", "noise_stream"}
+
+
+def stage_models(stage: Stage) -> dict[str, str]:
+    """Return the models of a stage by role: ``model``, or the sources and ControlNets of ``fuse``."""
+    if isinstance(stage, FuseStage):
+        roles = {}
+        for index, source in enumerate(stage.sources):
+            roles[f"sources.{index}"] = source.model
+            if source.controlnet is not None:
+                roles[f"sources.{index}.controlnet"] = source.controlnet.model
+        return roles
+    model = getattr(stage, "model", None)
+    return {} if model is None else {"model": model}
+
+
+def draws_noise(stage: Stage) -> bool:
+    """Tell whether the seed matters to a stage."""
+    if isinstance(stage, InvertStage):
+        return stage.noise_start > 0
+    if isinstance(stage, FuseStage):
+        return any(source.start == "noise" for source in stage.sources)
+    return isinstance(stage, EditStage | UpsampleStage)
+
+
+def stage_fields(
+    stage: Stage, *, recipe: Recipe, facts: Facts, seed: int, windows: WindowRule | None
+) -> dict[str, Any]:
+    """Return the readable form of a stage key.
+
+    Args:
+        stage: The stage, its defaults resolved.
+        recipe: The recipe, for its numerics profile.
+        facts: Model digests and versions.
+        seed: Seed in force.
+        windows: Resolved window rule, or nothing for a frame-local stage.
+    """
+    fields: dict[str, Any] = {
+        "op": stage.op,
+        "version": OP_VERSIONS[stage.op],
+        "params": _params(stage),
+        "models": {
+            role: f"{facts.models[name].digest}:{facts.models[name].dtype}"
+            for role, name in stage_models(stage).items()
+        },
+        "numerics": numerics_profile(recipe, facts),
+    }
+    if draws_noise(stage):
+        stream = getattr(stage, "noise_stream", None) or stage.name
+        fields["noise"] = {"seed": seed, "stream": stream}
+    if windows is not None:
+        fields["windows"] = windows.model_dump()
+    return fields
+
+
+def numerics_profile(recipe: Recipe, facts: Facts) -> dict[str, Any]:
+    """Return the profile within which "same bytes" is promised."""
+    numerics = recipe.numerics
+    profile: dict[str, Any] = {
+        "micro_batch": numerics.micro_batch,
+        "dtype": numerics.dtype,
+        "device": facts.machine.device,
+        "torch": facts.machine.torch,
+    }
+    if facts.machine.device == "cpu":
+        profile["threads"] = numerics.threads
+    return profile
+
+
+def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str, Any]:
+    """Return the texts that condition a stage during one entry of the prompts."""
+    if isinstance(stage, FuseStage):
+        values: dict[str, Any] = {}
+        for index, source in enumerate(stage.sources):
+            image = facts.models[source.model].kind == "image"
+            text = _prompt_text(source.prompt, prompts, instruct=image)
+            scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
+            values[f"sources.{index}"] = _conditioning(text, prompts, scale)
+        return values
+    if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | EditStage):
+        text = _prompt_text(stage.prompt, prompts, instruct=isinstance(stage, EditStage))
+        return _conditioning(text, prompts, stage.guidance_scale)
+    return {}
+
+
+def chunk_key(
+    stage_key: str, start: int, stop: int, timed: dict[str, Any], upstream: list[list[str]]
+) -> str:
+    """Hash what makes a chunk: its stage, range, time-ranged values and upstream chunks."""
+    return digest(
+        {"stage": stage_key, "range": [start, stop], "timed": timed, "upstream": list(upstream)}
+    )
+
+
+def _params(stage: Stage) -> dict[str, Any]:
+    params = stage.model_dump(mode="json", exclude=_NOT_IN_KEYS)
+    for source in params.get("sources", ()):
+        for field in ("model", "name", "prompt"):
+            source.pop(field)
+        if source["controlnet"] is not None:
+            source["controlnet"].pop("model")
+    return params
+
+
+def _prompt_text(name: str | None, prompts: TimedPrompts, *, instruct: bool) -> str:
+    if name is None:
+        return (instruct and prompts.instruction) or prompts.target
+    return "" if name == "none" else str(getattr(prompts, name))
+
+
+def _conditioning(text: str, prompts: TimedPrompts, guidance_scale: float) -> dict[str, Any]:
+    if guidance_scale == 1:
+        return {"prompt": text}
+    return {"prompt": text, "negative": prompts.negative}

@@ -1,0 +1,140 @@
+"""Run a plan here and wait for it: register, start an engine, follow the flow, say how it ended."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from latentloom.errors import HeldError, LatentloomError
+from latentloom.flows import engine
+from latentloom.flows.need import find_need
+from latentloom.flows.progress import Progress, StageProgress
+from latentloom.flows.runs import read_state, register
+from latentloom.schemas.plan import Plan
+from latentloom.schemas.run import RunState
+from latentloom.storage.leases import holder, try_lease
+from latentloom.storage.store import Store
+
+Write = Callable[[str], object]
+
+
+def launch(
+    store: Store,
+    plan: Plan,
+    *,
+    workers: int,
+    wait: bool,
+    overwrite: bool,
+    write: Write,
+    run_id: str | None = None,
+) -> tuple[RunState, LatentloomError | None]:
+    """Run a plan on an engine of this process.
+
+    Args:
+        store: Where chunks lie.
+        plan: The plan.
+        workers: Worker processes; 1 is this one.
+        wait: Whether to wait for another process that runs the same plan.
+        overwrite: Whether an output that is not ours may be replaced.
+        write: Shows a message to the user.
+        run_id: The registered run to continue.
+
+    Returns:
+        The run's state, and the error that ended it.
+
+    Raises:
+        HeldError: If another process runs the plan and ``wait`` is off.
+    """
+    _check_output(plan, overwrite=overwrite)
+    if not wait:
+        _refuse_if_held(store, plan)
+    state = _state_of(store, plan, run_id, overwrite=overwrite)
+    write(f"run {state.run} (to continue it after anything: the same command)")
+    engine.quiet_environment()
+    devices = engine.cuda_devices() if plan.facts.machine.device == "cuda" else ()
+    try:
+        with (
+            _quiet_libraries(),
+            engine.session(
+                workers=workers,
+                threads=plan.recipe.numerics.threads,
+                devices=devices,
+                notice=partial(
+                    write, "stopping after the chunk at hand; press Ctrl-C again to stop now"
+                ),
+                while_starting=partial(importlib.import_module, "latentloom.flows.edit"),
+            ) as runner,
+        ):
+            from latentloom.flows import edit
+
+            progress = _progress(store, plan, state, workers, write)
+            forget = edit.on_tick(progress.tick)
+            try:
+                edit.edit_video.with_options(task_runner=runner)(
+                    store=store.uri, run=state.run, workers=workers
+                )
+            finally:
+                forget()
+                progress.look()
+    except LatentloomError as error:
+        return read_state(store, state.run), error
+    return read_state(store, state.run), None
+
+
+def _check_output(plan: Plan, *, overwrite: bool) -> None:
+    from latentloom.tasks.published import check_output
+
+    if plan.output is not None:
+        check_output(plan.output, source=plan.facts.source.path, overwrite=overwrite)
+
+
+def _refuse_if_held(store: Store, plan: Plan) -> None:
+    name = f"plan-{plan.digest[:40]}"
+    taken = try_lease(store, name)
+    if taken is None:
+        raise HeldError(
+            f"this plan is run by {holder(store, name) or 'another process'};"
+            " wait for it, or leave out --no-wait"
+        )
+    taken.release()
+
+
+def _state_of(store: Store, plan: Plan, run_id: str | None, *, overwrite: bool) -> RunState:
+    if run_id is None:
+        return register(store, plan, overwrite=overwrite)
+    return read_state(store, run_id)
+
+
+def _progress(
+    store: Store, plan: Plan, state: RunState, workers: int, write: Write
+) -> Progress:
+    from latentloom.tasks.published import is_published
+
+    published = state.output is not None and is_published(plan, state.output)
+    need = find_need(plan, store.present(list(plan.keys())), published=published)
+
+    def show(stage: StageProgress, eta: float | None) -> None:
+        left = "" if eta is None or not stage.frames_left else f", {_clock(eta)} left"
+        write(f"{stage.line}{left}")
+
+    return Progress(store, plan, state.run, need, workers, show)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep libraries' warnings away from users, unless they asked for them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions and not os.environ.get("LATENTLOOM_DEBUG"):
+            warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,100 @@
+"""What the published video is: its path, how it is encoded, and whether it is in place."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+
+from latentloom.errors import RecipeError
+from latentloom.schemas.base import digest
+from latentloom.schemas.facts import Facts
+from latentloom.schemas.media import EncodeSettings, VideoInfo
+from latentloom.schemas.plan import PlannedStage
+from latentloom.schemas.recipe import Recipe
+
+_MAX_RATE_DENOMINATOR = 100_000
+
+
+def output_path(recipe: Recipe, facts: Facts) -> str | None:
+    """Fill in ``{stem}`` and ``{name}``.
+
+    Raises:
+        RecipeError: If the template names something else, or the video would replace its source.
+    """
+    if recipe.output is None:
+        return None
+    stem = PurePosixPath(facts.source.uri).stem
+    try:
+        path = recipe.output.uri.format(stem=stem, name=recipe.name)
+    except (KeyError, IndexError, ValueError) as error:
+        raise RecipeError(
+            f"output.uri: {recipe.output.uri!r} holds {error}; only {{stem}} and {{name}} are known"
+        ) from error
+    if Path(path).resolve() == Path(facts.source.path).resolve():
+        raise RecipeError(f"output.uri: {path} is the source; choose another path")
+    return path
+
+
+def encode_settings(recipe: Recipe, facts: Facts, size: tuple[int, int] | None = None) -> EncodeSettings:
+    """Return the encoder's settings.
+
+    Args:
+        recipe: The recipe; it must have an output.
+        facts: Facts of the source: time base, colour, bit depth.
+        size: Height and width of the frames.
+    """
+    output, info = recipe.output, facts.source.info
+    if output is None:
+        raise RecipeError("output: missing; there is nothing to encode")
+    height, width = size or (info.display_height, info.display_width)
+    rate = Fraction(info.frame_rate).limit_denominator(_MAX_RATE_DENOMINATOR)
+    rated = output.codec in ("h264", "h265")
+    own_size = recipe.source.size == "source"
+    return EncodeSettings(
+        codec=output.codec,
+        width=width,
+        height=height,
+        time_base=info.time_base,
+        frame_rate=(rate.numerator, rate.denominator),
+        high_bit_depth=keeps_high_bit_depth(recipe, facts),
+        crf=output.crf if rated else None,
+        preset=output.preset if rated else None,
+        tune=output.tune,
+        profile=output.profile,
+        pix_fmt=output.pix_fmt,
+        threads=output.threads,
+        color=info.color.resolve(info.display_height),
+        sample_aspect_ratio=info.output_aspect(None, None) if own_size else (1, 1),
+    )
+
+
+def keeps_high_bit_depth(recipe: Recipe, facts: Facts) -> bool:
+    """Tell whether frames are uint16: a source above 8 bits, and no 8-bit pixel format asked for."""
+    pix_fmt = recipe.output.pix_fmt if recipe.output is not None else None
+    deep = pix_fmt is None or any(mark in pix_fmt for mark in ("9", "10", "12", "14", "16"))
+    return facts.source.info.bit_depth > 8 and deep
+
+
+def segment_frames(recipe: Recipe, info: VideoInfo) -> int:
+    """Return the frames of a segment; the source's mean rate sets it, so a cut does not move it."""
+    if recipe.output is None:
+        raise RecipeError("output: missing; there is nothing to encode")
+    return max(1, round(recipe.output.segment_seconds * info.frame_rate))
+
+
+def plan_digest(recipe: Recipe, facts: Facts, stages: list[PlannedStage]) -> str:
+    """Hash what a plan results in: its lasting chunks, and how the video is joined."""
+    leaves = {stage.name for stage in stages} - {name for s in stages for name in s.inputs}
+    return digest(
+        {
+            "chunks": {
+                stage.name: [chunk.key for chunk in stage.chunks]
+                for stage in stages
+                if stage.stored
+            },
+            "leaves": sorted(leaves),
+            "source": facts.source.digest,
+            "audio": recipe.output.audio if recipe.output else None,
+            "container": PurePosixPath(recipe.output.uri).suffix if recipe.output else None,
+        }
+    )

@@ -1,0 +1,106 @@
+"""Look up what a plan depends on: the source's index and digest, the models' digests, the machine.
+
+Digests are cached in the store by path, size and time of change. Neither torch nor Prefect is imported: a child
+process, where the work will run, is asked what ``device: auto`` is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from latentloom.errors import MediaError, ModelError
+from latentloom.flows.digests import file_digest
+from latentloom.flows.model_facts import model_facts
+from latentloom.media.probe import probe
+from latentloom.schemas.base import digest
+from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
+from latentloom.schemas.media import VideoInfo
+from latentloom.schemas.recipe import Recipe
+from latentloom.storage.localize import localize
+from latentloom.storage.store import Store
+
+_ASK_DEVICE = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
+
+
+def resolve(recipe: Recipe, store: Store) -> Facts:
+    """Look up everything that the plan of a recipe depends on.
+
+    Raises:
+        MediaError: If the source is missing or damaged.
+        ModelError: If a model is missing or of no known kind.
+    """
+    return Facts(
+        source=resolve_source(recipe, store),
+        models=_resolve_models(recipe, store),
+        machine=resolve_machine(recipe, store),
+        measured_bytes=_measured(store),
+    )
+
+
+def resolve_source(recipe: Recipe, store: Store) -> SourceFacts:
+    """Probe the source and digest it, or find both in the cache."""
+    source = recipe.source
+    folder = Path(tempfile.gettempdir()) / "latentloom-sources"
+    path = localize(source.uri, folder)
+    if not path.is_file():
+        raise MediaError(f"{source.uri}: no such video; check source.uri")
+    sha256 = file_digest(path, store)
+    name = digest([sha256, source.video_stream, source.on_damage, version("av")])
+    cached = store.cached("probe", name)
+    if cached is not None:
+        info = VideoInfo.model_validate_json(json.dumps(cached))
+    else:
+        info = probe(path, video_stream=source.video_stream, on_damage=source.on_damage)
+        store.put_cached("probe", name, info.model_dump(mode="json"))
+    return SourceFacts(uri=source.uri, path=str(path), digest=sha256, info=info)
+
+
+def resolve_machine(recipe: Recipe, store: Store) -> MachineFacts:
+    """Find out where the work will run."""
+    wanted = recipe.numerics.device
+    root = Path(store.uri.removeprefix("file://"))
+    return MachineFacts(
+        device=_ask_device() if wanted == "auto" else wanted,
+        torch=version("torch"),
+        av=version("av"),
+        memory_bytes=psutil.virtual_memory().total,
+        free_disk_bytes=shutil.disk_usage(root).free if root.exists() else None,
+    )
+
+
+def _resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:
+    found: dict[str, ModelFacts] = {}
+    waiting = dict(recipe.models)
+    while waiting:
+        ready = [name for name, spec in waiting.items() if (spec.base or "") not in waiting]
+        if not ready:
+            raise ModelError(f"models {', '.join(sorted(waiting))} are built on one another")
+        for name in sorted(ready, key=lambda name: name != "image"):
+            facts = model_facts(name, waiting.pop(name), recipe, found, store)
+            found[name] = facts
+    return {name: found[name] for name in recipe.models}
+
+
+def _ask_device() -> Any:
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and sys.platform == "linux":
+        return "cpu"
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK_DEVICE], capture_output=True, text=True, check=False
+    )
+    return "cuda" if asked.stdout.strip() == "cuda" else "cpu"
+
+
+def _measured(store: Store) -> dict[str, int]:
+    cached = store.cached("calibration", "peak-bytes")
+    if not isinstance(cached, dict):
+        return {}
+    return {key: value for key, value in cached.items() if isinstance(value, int)}

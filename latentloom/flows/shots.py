@@ -1,0 +1,74 @@
+"""Cut a video's frames into shots: ranges within which no time-ranged value changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentloom.errors import RecipeError
+from latentloom.schemas.media import VideoInfo
+from latentloom.schemas.recipe import Recipe, TimedPrompts
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames ``[start, stop)`` with the prompts and redo entries that hold there."""
+
+    start: int
+    stop: int
+    prompts: TimedPrompts
+    redo: tuple[int, ...]
+
+
+def find_cut(recipe: Recipe, info: VideoInfo) -> tuple[int, int]:
+    """Return the frames ``[start, stop)`` that the recipe wants.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    source = recipe.source
+    start, stop = info.frame_range(source.start, source.stop_seconds)
+    if start >= stop:
+        end = "the end" if source.stop_seconds is None else f"{source.stop_seconds:g} s"
+        length = info.seconds(info.num_frames - 1)
+        raise RecipeError(
+            f"source: no frame between {source.start:g} s and {end};"
+            f" the last frame of {source.uri} is at {length:.3f} s"
+        )
+    return start, stop
+
+
+def plan_shots(recipe: Recipe, info: VideoInfo, start: int, stop: int) -> list[Shot]:
+    """Cut frames ``[start, stop)`` at every boundary of a prompt entry or redo range, equal or not.
+
+    Raises:
+        RecipeError: If the prompts leave a frame uncovered.
+    """
+    spans = _prompt_spans(recipe.prompts, info)
+    bounds = {start, stop}
+    bounds.update(frame for span in spans for frame in span[:2])
+    bounds.update(frame for redo in recipe.redo for frame in redo.frames)
+    cuts = sorted(frame for frame in bounds if start <= frame <= stop)
+    shots = []
+    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        prompts = next((entry for x, y, entry in spans if x <= a < y), None)
+        if prompts is None:
+            raise RecipeError(
+                f"prompts: no entry covers {info.seconds(a):.3f} s; end each entry where the next starts"
+            )
+        redo = tuple(
+            i for i, entry in enumerate(recipe.redo) if entry.frames[0] <= a < entry.frames[1]
+        )
+        shots.append(Shot(a, b, prompts, redo))
+    return shots
+
+
+def _prompt_spans(
+    entries: Sequence[TimedPrompts], info: VideoInfo
+) -> list[tuple[int, int, TimedPrompts]]:
+    spans = []
+    for index, entry in enumerate(entries):
+        following = entries[index + 1].start if index + 1 < len(entries) else None
+        end = entry.end if entry.end is not None else following
+        spans.append((*info.frame_range(entry.start, end), entry))
+    return spans

@@ -1,0 +1,40 @@
+"""Pictures of results: the source above the edited video, at moments spread over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frame = NDArray[np.uint8]
+GAP = 4
+MIN_HEIGHT = 96
+"""Smaller frames are enlarged to this by a whole factor, so that a person sees something."""
+
+
+def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
+    """Write rows of frames as one picture, each row at the size of the first.
+
+    Args:
+        rows: Frames ``(H, W, 3)``, uint8; the first row is the source's.
+        path: Where the picture goes; its suffix chooses the format.
+    """
+    first = rows[0][0]
+    factor = max(1, -(-MIN_HEIGHT // first.shape[0]))
+    height, width = first.shape[0] * factor, first.shape[1] * factor
+    columns = max(len(row) for row in rows)
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + GAP) + GAP, len(rows) * (height + GAP) + GAP),
+        (255, 255, 255),
+    )
+    for y, row in enumerate(rows):
+        for x, frame in enumerate(row):
+            resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+            picture = Image.fromarray(frame).resize((width, height), resample)
+            sheet.paste(picture, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

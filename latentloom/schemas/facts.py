@@ -1,0 +1,83 @@
+"""What was looked up for a recipe: everything outside of it that a plan depends on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from latentloom.schemas.base import Schema
+from latentloom.schemas.media import VideoInfo
+
+ModelKind = Literal["image", "video", "controlnet", "upsampler"]
+
+
+class SourceFacts(Schema):
+    """The source video."""
+
+    uri: str
+    """Where the recipe says it lies."""
+    path: str
+    """Local file that is read."""
+    digest: str
+    """sha256 of the file."""
+    info: VideoInfo
+    """Frame index, streams and tags."""
+
+
+class ModelFacts(Schema):
+    """What planning needs to know of a model, read from its configuration files."""
+
+    kind: ModelKind
+    """Role that the model can play."""
+    folder: str
+    """Local folder with its files."""
+    digest: str
+    """sha256 over its configuration and weights; a dependent model's covers its base."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision that it runs in."""
+    parameter_bytes: int
+    """Bytes of its weights in memory, in the dtype it runs in."""
+    base: str | None = None
+    """Name of the model it is built on."""
+    standin: bool = False
+    """Cheap arithmetic instead of a network."""
+    downscale: int = 8
+    """Pixels per latent, each way."""
+    latent_channels: int = 4
+    """Channels of its latents."""
+    latent_multiple: int = 1
+    """Latent height and width must be multiples of this."""
+    sample_length: int | None = None
+    """Frames of a window that a video model is made for."""
+    max_length: int | None = None
+    """Most frames of a window that a video model takes."""
+    max_channels: int = 320
+    """Widest level of the denoiser; for the memory estimate."""
+    vae_channels: int = 128
+    """Channels of the VAE at full resolution; for the memory estimate."""
+    scheduler: dict[str, Any] = {}
+    """The part of its scheduler's configuration that sampling depends on."""
+
+
+class MachineFacts(Schema):
+    """Where the work will run."""
+
+    device: Literal["cpu", "cuda"]
+    """Device that ``numerics.device`` came to."""
+    torch: str
+    """Version of torch."""
+    av: str
+    """Version of PyAV."""
+    memory_bytes: int
+    """Memory of the machine."""
+    free_disk_bytes: int | None = None
+    """Free space of a local store."""
+
+
+class Facts(Schema):
+    """All facts of a plan."""
+
+    source: SourceFacts
+    models: dict[str, ModelFacts]
+    machine: MachineFacts
+    measured_bytes: dict[str, int] = {}
+    """Peak bytes measured by earlier runs, by calibration key."""

@@ -1,0 +1,291 @@
+"""From a file and ``key=value`` overrides to a recipe, or to every fault of it in one go."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from latentloom.errors import PolicyError, RecipeError, UsageError
+from latentloom.schemas import stages as stage_schemas
+from latentloom.schemas.recipe import Recipe, wiring_faults
+from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
+
+_PATH_IN_MESSAGE = re.compile(r"^(?P<path>[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
+_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def load_recipe(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    roots: Sequence[Path] = (),
+) -> Recipe:
+    """Read a recipe.
+
+    Paths in the file are relative to the file and confined to its folder, the working directory and
+    ``roots``; paths in overrides are trusted and relative to the working directory. Both come out absolute.
+
+    Args:
+        path: The YAML file.
+        overrides: ``dotted.path=value``; a stage is addressed by its name.
+        roots: More folders that a file may point into.
+
+    Raises:
+        RecipeError: With every fault, each with its line.
+        UsageError: If an override has no ``=`` or no place to go.
+        PolicyError: If the file points outside the folders it is confined to.
+    """
+    file = Path(path)
+    document = read_yaml(file)
+    if not isinstance(document, Mapping):
+        raise RecipeError(f"{file}: a recipe is a mapping that begins with version: 1")
+    data = plain(document)
+    overridden = [apply_override(data, text) for text in overrides]
+    recipe = _validate(data, document, file, overridden)
+    trusted = {name for name in overridden if name.endswith(("uri", "path"))}
+    return _with_absolute_paths(recipe, file.resolve().parent, trusted, roots)
+
+
+def validate_recipe(data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+    """Build a recipe from plain data; faults are reported as ``load_recipe`` does, without lines."""
+    return _validate(dict(data), None, Path(name), [])
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with ``key=value`` pairs on its stages, prompts or seed applied.
+
+    Raises:
+        UsageError: If a key names anything else: only these can hold for a range of frames.
+        RecipeError: If a value is wrong.
+    """
+    data = recipe.model_dump(mode="json")
+    for text in overrides:
+        if text.partition(".")[0] not in ("stages", "prompts"):
+            raise UsageError(f"override {text!r}: only stages and prompts can differ within a video")
+        apply_override(data, text)
+    changed = validate_recipe(data, name="override")
+    if [(s.name, s.op, s.inputs) for s in changed.stages] != [
+        (s.name, s.op, s.inputs) for s in recipe.stages
+    ]:
+        raise UsageError(f"overrides {' '.join(overrides)} change which stages there are")
+    return changed
+
+
+def apply_override(data: dict[str, Any], text: str) -> str:
+    """Write one ``key=value`` into raw recipe data, and return the dotted key."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"override {text!r} is not key=value, such as stages.fuse.alpha=0.4")
+    node: Any = data
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, list) and parts[0] == "prompts" and not part.isdigit():
+            for entry in node:
+                entry[part] = parse_scalar(value)
+            return key
+        where = _child(node, part, ".".join(parts[: depth + 1]))
+        if depth == len(parts) - 1:
+            node[where] = parse_scalar(value)
+        elif isinstance(node, dict):
+            if not isinstance(node.get(where), dict | list):
+                node[where] = {}
+            node = node[where]
+        else:
+            node = node[where]
+    return key
+
+
+def _child(node: Any, part: str, dotted: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    names = [item.get("name", item.get("op")) for item in node if isinstance(item, dict)]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    known = ", ".join(str(name) for name in names) or f"0..{len(node) - 1}"
+    raise UsageError(f"override {dotted!r}: no {part!r} here; there are: {known}")
+
+
+def _validate(
+    data: dict[str, Any], document: Any, file: Path, overridden: Sequence[str]
+) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        faults = [
+            _Fault.of(details, data)
+            for details in error.errors(include_url=False, include_context=False)
+        ]
+    messages = {fault.message for fault in faults}
+    faults += [_Fault.of_message(text) for text in _wiring(data) if text not in messages]
+    lines = [fault.line(document, file, overridden) for fault in faults]
+    raise RecipeError(list(dict.fromkeys(lines)))
+
+
+def _wiring(data: Mapping[str, Any]) -> list[str]:
+    stages = data.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return []
+    names = [str(stage.get("name", stage.get("op", ""))) for stage in stages]
+    inputs = [stage.get("inputs") for stage in stages]
+    return wiring_faults(
+        [
+            (name, [str(item) for item in wanted] if isinstance(wanted, list) else ())
+            for name, wanted in zip(names, inputs, strict=True)
+        ]
+    )
+
+
+class _Fault:
+    """One fault: where, what, and what to do."""
+
+    def __init__(self, location: Sequence[str | int], message: str) -> None:
+        self.location = tuple(location)
+        self.message = message
+
+    @classmethod
+    def of(cls, details: ErrorDetails, data: Mapping[str, Any]) -> _Fault:
+        location = _without_tags(details["loc"], data)
+        if details["type"] == "extra_forbidden":
+            return cls(location, f"unknown field{_did_you_mean(details['loc'], data)}")
+        message = details["msg"].removeprefix("Value error, ")
+        if not location and _PATH_IN_MESSAGE.match(message):
+            return cls.of_message(message)
+        value = details.get("input")
+        if details["type"] in ("missing", "value_error") or isinstance(value, dict | list):
+            return cls(location, _lower(message))
+        return cls(location, f"{_lower(message)}, got {value!r}")
+
+    @classmethod
+    def of_message(cls, message: str) -> _Fault:
+        match = _PATH_IN_MESSAGE.match(message)
+        if match is None:
+            return cls((), message)
+        parts = re.findall(r"[a-z_]+|\d+", match["path"])
+        location = [int(part) if part.isdigit() else part for part in parts]
+        return cls(location, message[match.end() :])
+
+    def line(self, document: Any, file: Path, overridden: Sequence[str]) -> str:
+        path = _dotted(self.location)
+        names = _dotted_by_name(self.location, document)
+        number = line_of(document, self.location) if document is not None else None
+        if path in overridden or names in overridden:
+            where = "override"
+        else:
+            where = f"{file}:{number}" if number else str(file)
+        return f"{where}: {path}: {self.message}" if path else f"{where}: {self.message}"
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _dotted_by_name(location: Sequence[str | int], document: Any) -> str:
+    parts = [str(part) for part in location]
+    if len(parts) > 1 and parts[0] == "stages" and isinstance(document, Mapping):
+        index = int(parts[1]) if parts[1].isdigit() else 0
+        stages = document.get("stages") or []
+        if index < len(stages) and isinstance(stages[index], Mapping):
+            parts[1] = str(stages[index].get("name", stages[index].get("op")))
+    return ".".join(parts)
+
+
+def _without_tags(location: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
+    """Drop what Pydantic adds to a location: union tags, and the 0 of a lone prompts mapping."""
+    kept: list[str | int] = []
+    node = data
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(node, dict) and (part in node or (last and isinstance(part, str))):
+            kept.append(part)
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            kept.append(part)
+            node = node[part] if part < len(node) else None
+    return tuple(kept)
+
+
+def _did_you_mean(location: Sequence[str | int], data: Mapping[str, Any]) -> str:
+    wrong = str(location[-1])
+    known = _known_fields(location[:-1], data)
+    close = difflib.get_close_matches(wrong, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known fields: {', '.join(sorted(known))}" if known else "; remove it"
+
+
+def _known_fields(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:
+    """Walk the schema along a location, and list the fields of the model it ends at."""
+    model: type[BaseModel] | None = Recipe
+    stages = {
+        schema.model_fields["op"].annotation.__args__[0]: schema  # type: ignore[union-attr]
+        for schema in vars(stage_schemas).values()
+        if isinstance(schema, type) and issubclass(schema, BaseModel) and "op" in schema.model_fields
+    }
+    for part in location:
+        if isinstance(part, str) and part in stages and model is Recipe:
+            model = stages[part]
+        elif isinstance(part, str) and model is not None and part in model.model_fields:
+            inner = _models_in(model.model_fields[part].annotation)
+            model = inner[0] if inner else model
+    return list(model.model_fields) if model is not None else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = []
+    for argument in getattr(annotation, "__args__", ()):
+        found += _models_in(argument)
+    return [model for model in found if "op" not in model.model_fields]
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _with_absolute_paths(
+    recipe: Recipe, folder: Path, trusted: set[str], roots: Sequence[Path]
+) -> Recipe:
+    allowed = [folder, Path.cwd(), *roots]
+
+    def absolute(uri: str, key: str) -> str:
+        if _REMOTE.match(uri) or uri.startswith("embedded:"):
+            return uri
+        if key in trusted:
+            return str(Path(uri).expanduser().absolute())
+        return str(_confined(folder / uri, key, allowed))
+
+    source = recipe.source.model_copy(update={"uri": absolute(recipe.source.uri, "source.uri")})
+    models = {
+        name: spec.model_copy(update={"path": absolute(spec.path, f"models.{name}.path")})
+        if spec.path
+        else spec
+        for name, spec in recipe.models.items()
+    }
+    update: dict[str, Any] = {"source": source, "models": models}
+    if recipe.output is not None:
+        uri = absolute(recipe.output.uri, "output.uri")
+        update["output"] = recipe.output.model_copy(update={"uri": uri})
+    return recipe.model_copy(update=update)
+
+
+def _confined(path: Path, key: str, allowed: Sequence[Path]) -> Path:
+    resolved = path.resolve()
+    if any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
+        return Path(os.path.normpath(path))
+    raise PolicyError(
+        f"{key}: {path} lies outside the recipe's folder and the working directory;"
+        f" give it on the command line ({key}=...), or list its folder in LATENTLOOM_ROOTS"
+    )

@@ -1,0 +1,138 @@
+"""The plan: a recipe's frozen compilation. Tasks need nothing else but a store.
+
+A chunk is addressed by its stage's name and its index there, and proved by its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from latentloom.schemas.base import Schema
+from latentloom.schemas.facts import Facts
+from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.stages import Kind
+
+Unit = Literal["source", "frames", "windows", "segments"]
+PLAN_FORMAT = 1
+
+
+class StageVariant(Schema):
+    """One set of whole-stage values; a stage has more than one where a redo range overrides some."""
+
+    key: str
+    """Stage key."""
+    fields: dict[str, Any]
+    """The readable form of the key."""
+    params: dict[str, Any]
+    """The stage as a recipe would write it, with defaults resolved."""
+    seed: int
+    """Seed in force."""
+
+
+class PlannedChunk(Schema):
+    """Consecutive frames of one stage that one record proves."""
+
+    key: str
+    """Chunk key."""
+    start: int = Field(ge=0)
+    """First absolute source frame."""
+    stop: int
+    """One past the last."""
+    variant: int = 0
+    """Index into the stage's variants."""
+    timed: int = 0
+    """Index into the stage's timed values."""
+    reads: tuple[tuple[int, ...], ...] = ()
+    """For each input of the stage, the indices of the chunks that are read."""
+
+    @property
+    def num_frames(self) -> int:
+        """Return how many frames the chunk holds."""
+        return self.stop - self.start
+
+
+class PlannedStage(Schema):
+    """One stage: how it is cut, and what each piece is."""
+
+    name: str
+    op: str
+    unit: Unit
+    produces: Kind | Literal["video"]
+    inputs: tuple[str, ...]
+    """Names of the stages it reads."""
+    models: dict[str, str] = {}
+    """Role of each model in this stage, and its name among the plan's facts."""
+    frame_shape: tuple[int, ...]
+    """Shape of one frame: (C, h, w) of latents, (H, W, 3) of frames, () of segments."""
+    dtype: str
+    transient: bool = False
+    """Deleted behind its last reader."""
+    variants: tuple[StageVariant, ...]
+    timed: tuple[dict[str, Any], ...] = ({},)
+    """The distinct time-ranged values, such as prompts."""
+    chunks: tuple[PlannedChunk, ...]
+    chunk_bytes: tuple[int, ...] = ()
+    """Predicted bytes of each chunk in the store."""
+    peak_bytes: int = 0
+    """Predicted peak memory of the process tree while it runs."""
+
+    @cached_property
+    def bounds(self) -> tuple[list[int], list[int]]:
+        """Return first frames and ends of all chunks, both ascending."""
+        return [chunk.start for chunk in self.chunks], [chunk.stop for chunk in self.chunks]
+
+    @property
+    def key(self) -> str:
+        """Return the stage key outside redo ranges."""
+        return self.variants[0].key
+
+    @property
+    def stored(self) -> bool:
+        """Tell whether its chunks lie in the store; source frames do not."""
+        return self.unit != "source"
+
+
+class Plan(Schema):
+    """Everything a run does, decided before it starts."""
+
+    format: Literal[1] = PLAN_FORMAT
+    digest: str
+    """Identity of the result: neither the output's path nor the number of workers is in it."""
+    recipe: Recipe
+    facts: Facts
+    start: int
+    """First absolute source frame of the cut."""
+    stop: int
+    """One past the last."""
+    stages: tuple[PlannedStage, ...]
+    output: str | None
+    """Path of the video, templates filled in."""
+    peak_bytes: int
+    store_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, PlannedStage]:
+        """Return the stages by name."""
+        return {stage.name: stage for stage in self.stages}
+
+    @property
+    def num_frames(self) -> int:
+        """Return the length of the cut in frames."""
+        return self.stop - self.start
+
+    def keys(self) -> Iterator[str]:
+        """Yield the key of every chunk that has a record."""
+        for stage in self.stages:
+            if stage.stored:
+                yield from (chunk.key for chunk in stage.chunks)
+
+    def lasting_keys(self) -> Iterator[str]:
+        """Yield the key of every chunk that outlives its stage."""
+        for stage in self.stages:
+            if stage.stored and not stage.transient:
+                yield from (chunk.key for chunk in stage.chunks)

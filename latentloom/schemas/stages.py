@@ -1,0 +1,290 @@
+"""The stages of a recipe: a union discriminated by ``op``. Each says what it consumes and produces."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from latentloom.schemas.base import Schema
+
+Kind = Literal["frames", "latents", "noise"]
+"""frames: pixels. latents: VAE space, clean. noise: VAE space, inverted, at a timestep."""
+
+PromptName = Literal["source", "target", "instruction", "negative", "none"]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0, le=100)]
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+
+
+class WindowRule(Schema):
+    """How a range is cut into the windows that a video model sees together."""
+
+    size: int | None = Field(default=None, ge=1, le=1024)
+    """Frames of a window; the model's own length by default."""
+    overlap: int | None = Field(default=None, ge=0)
+    """Frames that neighbours share; a quarter of the size by default."""
+    mode: Literal["independent"] = "independent"
+    """independent: every window alone, overlaps cross-faded in latent space."""
+    weights: Literal["flat", "pyramid", "linear"] = "linear"
+    """Weights of the cross-fade."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.size is not None and self.overlap is not None and self.overlap >= self.size:
+            raise ValueError(f"overlap {self.overlap} must be smaller than size {self.size}")
+        return self
+
+
+class _StageFields(Schema):
+    consumes: ClassVar[tuple[Kind, ...]] = ()
+    produces: ClassVar[Kind] = "latents"
+
+    name: StageName = ""
+    """Name of the stage, by which overrides and inputs refer to it; its ``op`` by default."""
+    inputs: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=8)
+    """Names of earlier stages; the stage before by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_defaults_to_op(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" not in value and "op" in value:
+            return {**value, "name": value["op"]}
+        return value
+
+
+class EncodeStage(_StageFields):
+    """Frames to latents, by the VAE of an image model (posterior mean)."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
+    op: Literal["encode"]
+    model: str = "image"
+    """Model whose VAE encodes."""
+
+
+class InvertStage(_StageFields):
+    """Clean latents to noise, by DDIM inversion."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
+    produces: ClassVar[Kind] = "noise"
+    op: Literal["invert"]
+    model: str = "video"
+    """An image model inverts frame by frame, a video model window by window."""
+    num_inference_steps: Steps = 40
+    """DDIM steps."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance; 1 is none."""
+    prompt: PromptName = "source"
+    """Which prompt conditions it."""
+    noise_start: int = Field(default=0, ge=0)
+    """Start from latents noised to this step; helps flat pictures, which invert badly."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """Part of the steps that is inverted, and denoised again by the stages after."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    windows: WindowRule | None = None
+    """Window rule of this stage; the recipe's by default."""
+
+    @model_validator(mode="after")
+    def _noise_start_leaves_steps(self) -> Self:
+        if self.noise_start >= self.num_inference_steps:
+            raise ValueError(
+                f"noise_start {self.noise_start} must be smaller than"
+                f" num_inference_steps {self.num_inference_steps}"
+            )
+        return self
+
+
+class EditStage(_StageFields):
+    """Frames to frames, each by itself, by an image model."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
+    produces: ClassVar[Kind] = "frames"
+    op: Literal["edit"]
+    kind: Literal["img2img"] = "img2img"
+    """img2img: noise the frame to ``strength`` and denoise it with the prompt (SDEdit)."""
+    model: str = "image"
+    """Image model."""
+    num_inference_steps: Steps = 40
+    """DDIM steps of the full schedule."""
+    strength: float = Field(default=0.6, gt=0, le=1)
+    """How far the frame is noised; 1 forgets it."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    guidance_scale: Guidance = 7.5
+    """Classifier-free guidance."""
+    prompt: PromptName | None = None
+    """Which prompt conditions it; ``instruction`` where it is set, else ``target``."""
+    keep: bool = False
+    """Keep the frames after their last reader."""
+
+
+class ControlNetUse(Schema):
+    """A ControlNet whose condition is made from the source frames."""
+
+    model: str = "control"
+    """Name of the ControlNet among the models."""
+    kind: Literal["edges"] = "edges"
+    """How the condition is made from a frame."""
+    controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=10)
+    """Factor of its residuals."""
+    control_guidance_start: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the steps after which it begins."""
+    control_guidance_end: float = Field(default=1.0, gt=0, le=1)
+    """Part of the steps after which it ends."""
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> Self:
+        if self.control_guidance_start >= self.control_guidance_end:
+            raise ValueError("control_guidance_start must be smaller than control_guidance_end")
+        return self
+
+
+class FuseSource(Schema):
+    """One of the models whose latents are fused."""
+
+    name: str | None = Field(default=None, min_length=1)
+    """Name for ``toward``; the model's name by default."""
+    model: str
+    """Image or video model."""
+    prompt: PromptName | None = None
+    """Which prompt conditions it; an image model takes ``instruction`` where it is set, else ``target``."""
+    guidance_scale: Guidance | None = None
+    """Classifier-free guidance; the stage's by default."""
+    start: Literal["inverted", "noise"] = "inverted"
+    """inverted: the input's latents. noise: fresh noise, frame by frame."""
+    weight: float | None = Field(default=None, ge=0, le=1)
+    """Weight at step tau; needed where there are more than two sources."""
+    controlnet: ControlNetUse | None = None
+    """Spatial condition."""
+
+
+class FuseStage(_StageFields):
+    """Denoise with several models at once and mix their latents after each step (FLDM)."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("noise",)
+    op: Literal["fuse"]
+    sources: tuple[FuseSource, ...] = Field(min_length=2, max_length=8)
+    """The models."""
+    alpha: float = Field(default=0.7, ge=0, le=1)
+    """Weight of the video model at step tau, for two sources: 1 is the video model only."""
+    tau: int | float = Field(default=0.5, ge=0)
+    """First step at which latents are mixed: a step, or a fraction of the steps."""
+    schedule: Literal["constant", "toward_video", "toward_image"] = "toward_video"
+    """How the weights change after step tau."""
+    toward: str | None = None
+    """The source that gains weight; the first video or image source by default."""
+    num_inference_steps: Steps | None = None
+    """DDIM steps; the inversion's by default, and equal to them."""
+    strength: float | None = Field(default=None, gt=0, le=1)
+    """Part of the steps that is denoised; always the inversion's."""
+    guidance_scale: Guidance = 7.5
+    """Classifier-free guidance of sources that name none."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    windows: WindowRule | None = None
+    """Window rule of this stage; the recipe's by default."""
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        names = [source.name or source.model for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sources have equal names {names}; give each a name of its own")
+        weights = [source.weight for source in self.sources]
+        given = [weight for weight in weights if weight is not None]
+        if given and len(given) != len(weights):
+            raise ValueError("give every source a weight, or none")
+        if given and abs(sum(given) - 1) > 1e-6:
+            raise ValueError(f"weights sum to {sum(given):g}, not 1")
+        if len(names) > 2 and not given:
+            raise ValueError("more than two sources need a weight each; they sum to 1")
+        if self.toward is not None and self.toward not in names:
+            raise ValueError(f"toward {self.toward!r} is no source; sources are {', '.join(names)}")
+        if self.num_inference_steps is not None and self.first_mixed_step(
+            self.num_inference_steps
+        ) >= self.num_inference_steps:
+            raise ValueError(
+                f"tau {self.tau} must be smaller than num_inference_steps {self.num_inference_steps}"
+            )
+        return self
+
+    def first_mixed_step(self, num_inference_steps: int) -> int:
+        """Return tau as a step."""
+        if isinstance(self.tau, float) and self.tau <= 1:
+            return round(self.tau * num_inference_steps)
+        return int(self.tau)
+
+
+class MixStage(_StageFields):
+    """Mix two inversions: ``ratio`` of the first input, the rest of the second (BIVDiff)."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("noise", "noise")
+    produces: ClassVar[Kind] = "noise"
+    op: Literal["mix"]
+    ratio: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the first input."""
+    interpolation: Literal["linear", "slerp"] = "linear"
+    """How latents are mixed; slerp per frame."""
+
+
+class SmoothStage(_StageFields):
+    """Denoise with a video model."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("noise",)
+    op: Literal["smooth"]
+    model: str = "video"
+    """Video model."""
+    num_inference_steps: Steps | None = None
+    """DDIM steps; the inversion's by default, and equal to them."""
+    strength: float | None = Field(default=None, gt=0, le=1)
+    """Part of the steps that is denoised; always the inversion's."""
+    guidance_scale: Guidance = 7.5
+    """Classifier-free guidance."""
+    prompt: PromptName = "target"
+    """Which prompt conditions it."""
+    windows: WindowRule | None = None
+    """Window rule of this stage; the recipe's by default."""
+
+
+class UpsampleStage(_StageFields):
+    """Latents of twice the width and height, by a diffusion upsampler."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
+    op: Literal["upsample"]
+    model: str = "upsample"
+    """Upsampler."""
+    num_inference_steps: Steps = 20
+    """DDIM steps."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance."""
+    noise_level: int = Field(default=0, ge=0)
+    """Noise added to the low-resolution latents; the model is told."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    prompt: PromptName = "target"
+    """Which prompt conditions it."""
+
+
+class DecodeStage(_StageFields):
+    """Latents to frames, by the VAE of an image model."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
+    produces: ClassVar[Kind] = "frames"
+    op: Literal["decode"]
+    model: str = "image"
+    """Model whose VAE decodes."""
+    keep: bool = False
+    """Keep the frames after their last reader."""
+
+
+Stage = Annotated[
+    EncodeStage
+    | InvertStage
+    | EditStage
+    | FuseStage
+    | MixStage
+    | SmoothStage
+    | UpsampleStage
+    | DecodeStage,
+    Field(discriminator="op"),
+]

@@ -1,0 +1,1 @@
+"""One stage on one chunk: open, call, write. One file per stage."""

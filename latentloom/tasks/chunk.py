@@ -1,0 +1,190 @@
+"""One chunk of one stage, opened: what it reads, which models it may use, and its values.
+
+A stage's function takes an ``OpenChunk`` and returns the array to commit.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentloom.errors import DamagedChunkError, MissingChunkError
+from latentloom.media.decode import FrameReader
+from latentloom.ops.blend import blend
+from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
+from latentloom.storage.localize import localize
+from latentloom.storage.store import Store
+from latentloom.tasks.loading import PlanModels
+from latentloom.tasks.tensors import Array, latents_to_float
+
+StageT = TypeVar("StageT")
+
+
+@dataclass(frozen=True)
+class OpenChunk:
+    """One chunk with everything it is made from."""
+
+    store: Store
+    plan: Plan
+    stage: PlannedStage
+    chunk: PlannedChunk
+    models: PlanModels = field(repr=False)
+
+    @property
+    def frames(self) -> range:
+        """Return its absolute source frames."""
+        return range(self.chunk.start, self.chunk.stop)
+
+    @property
+    def variant(self) -> StageVariant:
+        """Return the whole-stage values in force."""
+        return self.stage.variants[self.chunk.variant]
+
+    @property
+    def timed(self) -> dict[str, Any]:
+        """Return the time-ranged values in force."""
+        return self.stage.timed[self.chunk.timed]
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype it is stored in."""
+        return self.stage.dtype
+
+    @property
+    def micro_batch(self) -> int:
+        """Return the frames in one model call."""
+        return self.plan.recipe.numerics.micro_batch
+
+    def params(self, kind: type[StageT]) -> StageT:
+        """Return the stage as a recipe would write it."""
+        validated: StageT = kind.model_validate(self.variant.params)  # type: ignore[attr-defined]
+        return validated
+
+    @cached_property
+    def noise_stream(self) -> tuple[int, str]:
+        """Return seed and name of the noise that the stage draws."""
+        noise = self.variant.fields["noise"]
+        return int(noise["seed"]), str(noise["stream"])
+
+    def input_frames(self) -> NDArray[Any]:
+        """Read the frames ``(F, H, W, 3)`` of its first input."""
+        upstream = self.plan.by_name[self.stage.inputs[0]]
+        if upstream.unit == "source":
+            return self.source_frames()
+        return np.concatenate([part for _, part in self._parts(0)])
+
+    def iterate_frames(self) -> Iterator[Array]:
+        """Read the frames of its first input piece by piece, for chunks too long to hold."""
+        upstream = self.plan.by_name[self.stage.inputs[0]]
+        if upstream.unit != "source":
+            yield from (part for _, part in self._parts(0))
+            return
+        size = self.plan.recipe.chunks.frames
+        for start in range(self.chunk.start, self.chunk.stop, size):
+            yield self._read_source(start, min(start + size, self.chunk.stop))
+
+    def input_latents(self, position: int = 0) -> torch.Tensor:
+        """Read the latents ``(F, C, h, w)`` of an input, float32; overlapping windows blended."""
+        upstream = self.plan.by_name[self.stage.inputs[position]]
+        parts = list(self._parts(position))
+        if upstream.unit == "windows" and len(parts) > 1:
+            rule = upstream.variants[0].fields["windows"]
+            array = blend(
+                parts,
+                self.chunk.start,
+                self.chunk.stop,
+                overlap=rule["overlap"],
+                shape=rule["weights"],
+            )
+        else:
+            array = _cut(parts, self.chunk.start, self.chunk.stop)
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+
+    def source_frames(self) -> NDArray[Any]:
+        """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
+        return self._read_source(self.chunk.start, self.chunk.stop)
+
+    def _read_source(self, start: int, stop: int) -> NDArray[Any]:
+        return open_source(self.plan).read(start, stop)
+
+    def _parts(self, position: int) -> Iterator[tuple[int, Array]]:
+        upstream = self.plan.by_name[self.stage.inputs[position]]
+        latents = upstream.produces != "frames"
+        for index in self.chunk.reads[position]:
+            planned = upstream.chunks[index]
+            array = read_chunk(self.store, upstream, index)
+            cut = array if upstream.unit == "windows" else _within(array, planned, self.chunk)
+            start = planned.start if cut is array else max(planned.start, self.chunk.start)
+            yield start, latents_to_float(cut, upstream.dtype) if latents else cut
+
+
+def read_chunk(store: Store, stage: PlannedStage, index: int) -> Array:
+    """Read a committed chunk; a damaged one is deleted, so that it is computed again.
+
+    Raises:
+        MissingChunkError: If it is not there, or was damaged.
+    """
+    key = stage.chunks[index].key
+    try:
+        return store.read(key)
+    except DamagedChunkError as error:
+        store.delete(key)
+        raise MissingChunkError(
+            f"stage {stage.name!r}: chunk {index} was damaged ({error}); it is computed again"
+        ) from error
+    except MissingChunkError as error:
+        raise MissingChunkError(
+            f"stage {stage.name!r} has no chunk {index} in store {store.uri}."
+            " Run the same command again; finished chunks are kept"
+        ) from error
+
+
+def open_source(plan: Plan) -> FrameReader:
+    """Return the reader of a plan's source, shared by the chunks of this process."""
+    return _open_reader(plan.facts.source.model_dump_json(), _decode_fields(plan))
+
+
+@functools.lru_cache(maxsize=4)
+def _open_reader(source_json: str, fields: tuple[tuple[str, Any], ...]) -> FrameReader:
+    from latentloom.schemas.facts import SourceFacts
+
+    source, options = SourceFacts.model_validate_json(source_json), dict(fields)
+    path = Path(source.path)
+    if not path.exists():
+        path = localize(source.uri, Path(tempfile.gettempdir()) / "latentloom-sources")
+    return FrameReader(path, source.info, **options)
+
+
+def _decode_fields(plan: Plan) -> tuple[tuple[str, Any], ...]:
+    fields = plan.by_name["decode_video"].variants[0].fields
+    own_size = fields["fit"] is None
+    return (
+        ("width", None if own_size else fields["size"][1]),
+        ("height", None if own_size else fields["size"][0]),
+        ("fit", fields["fit"] or "stretch"),
+        ("deinterlace", fields["deinterlace"]),
+        ("high_bit_depth", fields["dtype"] == "uint16"),
+        ("on_damage", fields["on_damage"]),
+    )
+
+
+def _within(array: Array, part: PlannedChunk, whole: PlannedChunk) -> Array:
+    start, stop = max(part.start, whole.start), min(part.stop, whole.stop)
+    if (start, stop) == (part.start, part.stop):
+        return array
+    return np.ascontiguousarray(array[start - part.start : stop - part.start])
+
+
+def _cut(parts: list[tuple[int, Array]], start: int, stop: int) -> Array:
+    first = parts[0][0]
+    array = parts[0][1] if len(parts) == 1 else np.concatenate([part for _, part in parts])
+    return array[start - first : stop - first]

@@ -1,0 +1,18 @@
+"""Frames to one encoded segment of the output, a checkpoint like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentloom.media.encode import encode_segment
+from latentloom.schemas.media import EncodeSettings
+from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.tensors import Array
+
+
+def encode_video(chunk: OpenChunk) -> Array:
+    """Encode the frames of a segment; its bytes are stored as an array of uint8."""
+    settings = EncodeSettings.model_validate(chunk.variant.fields["settings"])
+    pts = chunk.plan.facts.source.info.pts[chunk.chunk.start : chunk.chunk.stop]
+    data = encode_segment(chunk.iterate_frames(), pts, settings)
+    return np.frombuffer(data, dtype=np.uint8)

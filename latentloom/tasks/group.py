@@ -1,0 +1,195 @@
+"""Work through consecutive chunks of one stage, one by one: look, compute, commit, log.
+
+The record decides. A chunk that has one is done; two workers on one chunk end with one record and no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from latentloom.errors import InterruptedRunError, LatentloomError, ResourceError, StageError
+from latentloom.schemas.event import Event, EventKind
+from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
+from latentloom.storage.leases import lease
+from latentloom.storage.store import Store
+from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.decode import decode
+from latentloom.tasks.edit import edit
+from latentloom.tasks.encode import encode
+from latentloom.tasks.encode_video import encode_video
+from latentloom.tasks.fuse import fuse
+from latentloom.tasks.invert import invert
+from latentloom.tasks.loading import PlanModels, use_profile
+from latentloom.tasks.mix import mix
+from latentloom.tasks.smooth import smooth
+from latentloom.tasks.stop import stop_requested
+from latentloom.tasks.tensors import Array
+from latentloom.tasks.upsample import upsample
+
+STAGES: dict[str, Callable[[OpenChunk], Array]] = {
+    "encode": encode,
+    "invert": invert,
+    "edit": edit,
+    "fuse": fuse,
+    "mix": mix,
+    "smooth": smooth,
+    "upsample": upsample,
+    "decode": decode,
+    "encode_video": encode_video,
+}
+FLUSH_SECONDS = 2.0
+_log = logging.getLogger("latentloom")
+
+
+def work_through(
+    store: Store, plan: Plan, run_id: str, stage_name: str, indices: Sequence[int]
+) -> int:
+    """Compute those of a stage's chunks that have no record yet.
+
+    Args:
+        store: Where chunks lie.
+        plan: The plan.
+        run_id: The run, for events.
+        stage_name: Which stage.
+        indices: Which of its chunks.
+
+    Returns:
+        How many chunks this call computed.
+
+    Raises:
+        InterruptedRunError: If the run was asked to stop; what is finished is kept.
+        ResourceError: If memory or disk is full.
+        StageError: If a model or codec failed in a way nobody foresaw.
+    """
+    stage = plan.by_name[stage_name]
+    models = PlanModels(plan)
+    use_profile(plan)
+    journal = _Journal(store, run_id, stage_name)
+    computed = 0
+    try:
+        for index in indices:
+            if stop_requested():
+                raise InterruptedRunError(f"stopped before chunk {index} of stage {stage_name!r}")
+            chunk = OpenChunk(store, plan, stage, stage.chunks[index], models)
+            computed += _finish_chunk(chunk, index, journal)
+    finally:
+        journal.flush()
+    return computed
+
+
+def _finish_chunk(chunk: OpenChunk, index: int, journal: _Journal) -> bool:
+    """Make sure that a chunk has a record; tell whether this call computed it."""
+    store, key = chunk.store, chunk.chunk.key
+    if store.find(key) is not None:
+        journal.note("chunk_reused", key, index)
+        return False
+    with lease(store, f"chunk-{key[:40]}", stop=stop_requested):
+        if store.find(key) is not None:
+            journal.note("chunk_reused", key, index)
+            return False
+        journal.note("chunk_started", key, index)
+        begun = time.monotonic()
+        array = _compute(chunk, index)
+        store.commit(key, array, start=chunk.chunk.start, stop=chunk.chunk.stop, dtype=chunk.dtype)
+        _report(chunk.stage, chunk.chunk, index, time.monotonic() - begun, journal)
+    return True
+
+
+def _compute(chunk: OpenChunk, index: int) -> Array:
+    where = f"stage {chunk.stage.name!r}, chunk {index} (frames {chunk.chunk.start}-{chunk.chunk.stop})"
+    try:
+        return STAGES[chunk.stage.op](chunk)
+    except LatentloomError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(
+            f"{where}: out of memory; lower source.size, windows.size or numerics.micro_batch."
+            " Finished chunks are kept"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            raise ResourceError(
+                f"{where}: out of memory on the device; lower source.size, windows.size or"
+                " numerics.micro_batch. Finished chunks are kept"
+            ) from error
+        raise StageError(
+            f"{where}: {type(error).__name__}: {error}. Finished chunks are kept"
+        ) from error
+
+
+def _report(
+    stage: PlannedStage, chunk: PlannedChunk, index: int, seconds: float, journal: _Journal
+) -> None:
+    peak = peak_rss_bytes()
+    journal.note("chunk_computed", chunk.key, index, seconds=seconds, peak_bytes=peak)
+    _log.info(
+        "%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
+        stage.name,
+        index + 1,
+        len(stage.chunks),
+        chunk.start,
+        chunk.stop,
+        seconds,
+        peak >> 20,
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class _Journal:
+    """Events on their way to the store, flushed now and then: history, not proof."""
+
+    store: Store
+    run_id: str
+    stage: str
+    pending: list[Event] = field(default_factory=list)
+    flushed: float = field(default_factory=time.monotonic)
+
+    def note(
+        self,
+        kind: EventKind,
+        key: str,
+        index: int,
+        *,
+        seconds: float | None = None,
+        peak_bytes: int | None = None,
+    ) -> None:
+        """Keep one event, and write all that are kept every other second."""
+        self.pending.append(
+            Event(
+                time=time.time(),
+                kind=kind,
+                run=self.run_id,
+                stage=self.stage,
+                key=key,
+                index=index,
+                seconds=seconds,
+                worker=worker_name(),
+                detail={} if peak_bytes is None else {"peak_bytes": peak_bytes},
+            )
+        )
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self.pending:
+            self.store.append_events(self.run_id, worker_name(), self.pending)
+        self.pending, self.flushed = [], time.monotonic()
+
+
+def worker_name() -> str:
+    """Name this process in events."""
+    return f"{socket.gethostname()}-{os.getpid()}"

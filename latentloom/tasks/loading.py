@@ -1,0 +1,99 @@
+"""Load the models of a plan: once per process, in the plan's numerics profile."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from latentloom.errors import ModelError
+from latentloom.models.control import ControlNet
+from latentloom.models.load import (
+    ImageModel,
+    VideoModel,
+    load_controlnet,
+    load_image_model,
+    load_upsampler,
+    load_video_model,
+)
+from latentloom.models.upsample import Upsampler
+from latentloom.schemas.facts import ModelFacts
+from latentloom.schemas.plan import Plan
+
+
+@dataclass(frozen=True)
+class PlanModels:
+    """The models of a plan by name."""
+
+    plan: Plan
+
+    def image(self, name: str) -> ImageModel:
+        """Load an image model."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_image_model(
+            facts.folder,
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+            dtype=facts.dtype,
+            device=self.plan.facts.machine.device,
+        )
+
+    def video(self, name: str) -> VideoModel:
+        """Load a video model, on its base where it has one."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_video_model(
+            facts.folder,
+            base=self.image(facts.base) if facts.base else None,
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+            dtype=facts.dtype,
+            device=self.plan.facts.machine.device,
+        )
+
+    def denoising(self, name: str) -> ImageModel | VideoModel:
+        """Load a model that denoises, whichever kind it is."""
+        return self.video(name) if self._facts(name).kind == "video" else self.image(name)
+
+    def controlnet(self, name: str) -> ControlNet:
+        """Load a ControlNet on its base."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_controlnet(
+            facts.folder,
+            base=self.image(self._base(facts, name)),
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+        )
+
+    def upsampler(self, name: str) -> tuple[Upsampler, ImageModel]:
+        """Load an upsampler, and the image model whose text encoder it uses."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        base = self.image(self._base(facts, name))
+        loaded = load_upsampler(
+            facts.folder, base=base, subfolder=spec.subfolder, variant=spec.variant
+        )
+        return loaded, base
+
+    def _facts(self, name: str) -> ModelFacts:
+        return self.plan.facts.models[name]
+
+    def _base(self, facts: ModelFacts, name: str) -> str:
+        if facts.base is None:
+            raise ModelError(f"model {name!r} needs a base; name an image model with base")
+        return facts.base
+
+
+@functools.lru_cache(maxsize=256)
+def embed(model: ImageModel | VideoModel, text: str) -> torch.Tensor:
+    """Return the embedding ``(1, L, D)`` of a prompt."""
+    return model.text.encode([text])
+
+
+def use_profile(plan: Plan) -> None:
+    """Set what the last bits depend on: threads, and deterministic kernels on a GPU."""
+    numerics = plan.recipe.numerics
+    if torch.get_num_threads() != numerics.threads:
+        torch.set_num_threads(numerics.threads)
+    if plan.facts.machine.device == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True

@@ -1,0 +1,31 @@
+"""Latents of twice the size, by a diffusion upsampler, frame by frame."""
+
+from __future__ import annotations
+
+from latentloom.models.predict import predictor
+from latentloom.ops.sampling import denoise
+from latentloom.schemas.stages import UpsampleStage
+from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.conditioning import draw_noise
+from latentloom.tasks.loading import embed
+from latentloom.tasks.tensors import Array, latents_to_array
+
+
+def upsample(chunk: OpenChunk) -> Array:
+    """Denoise large latents from noise, beside the small ones."""
+    stage = chunk.params(UpsampleStage)
+    upsampler, base = chunk.models.upsampler(stage.model)
+    sampler = upsampler.sampler(stage.num_inference_steps)
+    small = chunk.input_latents().to(base.vae.device)
+    augmentation = draw_noise(chunk, tuple(small.shape[1:]), suffix="/augmentation")
+    large = draw_noise(chunk, chunk.stage.frame_shape).to(small.device)
+    guided = stage.guidance_scale != 1
+    predict = predictor(
+        upsampler.denoiser(stage.noise_level),
+        embed(base, chunk.timed["prompt"]),
+        negative=embed(base, chunk.timed["negative"]) if guided else None,
+        guidance=stage.guidance_scale,
+        control=upsampler.condition(small, augmentation, stage.noise_level),
+        micro_batch=chunk.micro_batch,
+    )
+    return latents_to_array(denoise(large, predict, sampler), chunk.dtype)
