@@ -18,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from latentloom.errors import ResourceError, StoreError
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A limit on the size of files, EFBIG, is the same to its user.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)

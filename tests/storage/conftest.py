@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def key_of(name: object) -> str:
 def chunk_of(seed: int, *, frames: int = 4, dtype: str = "float16") -> NDArray[Any]:
     """Latents for a test."""
     return np.random.default_rng(seed).standard_normal((frames, 4, 8, 8)).astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests lose no power; ``test_backends.py`` holds that fsync is called where it must be."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -75,12 +75,6 @@ def test_killed_after_every_operation_and_tried_again(kind: str, tmp_path: Path)
         check(store)
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it wrote, so fsync is counted here but not paid."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 class StepKiller:
     """Kills after the k-th call of those that change a disk, within an operation too."""
 
