@@ -51,10 +51,10 @@ class ControlNet:
             )
         dtype = self.module.dtype
         down, middle = self.module(
-            latents.to(dtype),
+            latents.contiguous().to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
-            controlnet_cond=condition.to(latents.device, dtype),
+            controlnet_cond=condition.contiguous().to(latents.device, dtype),
             conditioning_scale=scale,
             return_dict=False,
         )

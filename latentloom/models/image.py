@@ -31,7 +31,7 @@ class Prediction:
     def epsilon(self, output: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
         """Return the noise, in float32, that an output at a timestep implies."""
         alpha_bar = float(self.alphas_cumprod[timestep])
-        return to_epsilon(output.float(), latents, alpha_bar, self.type)
+        return to_epsilon(output.float().contiguous(), latents, alpha_bar, self.type)
 
 
 class Steerable(Denoiser, Protocol):
@@ -89,7 +89,7 @@ class ImageDenoiser:
         """Predict the noise in frames, with a ControlNet's residuals."""
         dtype = self.module.dtype
         output = self.module(
-            latents.to(dtype),
+            latents.contiguous().to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
             return_dict=False,
@@ -100,7 +100,7 @@ class ImageDenoiser:
 
 def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Give every frame a text: `(1, L, D)` or `(F, L, D)` becomes `(F, L, D)`."""
-    return text.expand(num_frames, -1, -1)
+    return text.expand(num_frames, -1, -1).contiguous()
 
 
 def refuse_control(control: torch.Tensor | None) -> None:

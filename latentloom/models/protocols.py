@@ -1,7 +1,8 @@
 """What a stage may ask of a model, whatever family it is of.
 
 F frames, H x W pixels, C latent channels, h x w latent pixels, L text tokens of D numbers.
-Tensors go in and come out as float32 on the model's device; inside, a model has a dtype of its own.
+Tensors go in and come out as float32, contiguous, on the model's device; inside, a model has a
+dtype of its own. Adapters keep to that: another memory layout gives other last bits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 
 class VAE(Protocol):
     """Between pixels and latents, frame by frame."""
+
+    def __hash__(self) -> int:
+        """Loaded models are keys of caches."""
 
     @property
     def downscale(self) -> int:

@@ -52,17 +52,19 @@ class KLAutoencoder:
             raise ModelError(
                 f"frames of {width}x{height} do not divide by {self.downscale}; change source.size"
             )
-        posterior = self.module.encode(frames.to(self.device, self.module.dtype)).latent_dist
+        posterior = self.module.encode(
+            frames.contiguous().to(self.device, self.module.dtype)
+        ).latent_dist
         shift, scale = self._shift_and_scale()
-        return torch.as_tensor((posterior.mean.float() - shift) * scale)
+        return torch.as_tensor(((posterior.mean.float() - shift) * scale).contiguous())
 
     @torch.inference_mode()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents `(F, C, h, w)` to frames `(F, 3, H, W)`, clamped to [-1, 1]."""
         shift, scale = self._shift_and_scale()
-        raw = latents.to(self.device, torch.float32) / scale + shift
+        raw = latents.contiguous().to(self.device, torch.float32) / scale + shift
         frames = self.module.decode(raw.to(self.module.dtype)).sample
-        return torch.as_tensor(frames.float().clamp(-1, 1))
+        return torch.as_tensor(frames.float().clamp(-1, 1).contiguous())
 
     def _shift_and_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.module.config

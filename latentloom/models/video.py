@@ -73,7 +73,7 @@ class VideoDenoiser:
             )
         dtype = self.module.dtype
         output = self.module(
-            latents.to(dtype).transpose(0, 1)[None],
+            latents.to(dtype).transpose(0, 1)[None].contiguous(),
             timestep,
             self._text(text, num_frames).to(dtype),
             return_dict=False,

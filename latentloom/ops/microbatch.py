@@ -2,7 +2,8 @@
 
 A float32 model gives other last bits for another batch size, but within one size a slot and its
 neighbours do not matter. So every call is padded to the same size, and any chunking gives the same
-bytes. F frames.
+bytes. Memory layout matters too (channels-last tensors take other kernels), so it is fixed as well.
+F frames.
 """
 
 from __future__ import annotations
@@ -42,7 +43,4 @@ def in_micro_batches(
 
 def _padded(part: torch.Tensor, size: int) -> torch.Tensor:
     missing = size - len(part)
-    if missing == 0:
-        # A view at another address may take another kernel path; contiguous parts never do.
-        return part.contiguous()
-    return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
+    return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]).contiguous()
