@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
 from latentloom.errors import ModelError
 from latentloom.models import standin
 from latentloom.models.control import ControlNet, check_fits
+from latentloom.models.folders import resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
 from latentloom.models.pretrained import (
     class_name,
@@ -29,8 +29,6 @@ from latentloom.models.text import CLIPText
 from latentloom.models.upsample import Upsampler
 from latentloom.models.vae import KLAutoencoder, check_same_latent_space
 from latentloom.models.video import VideoDenoiser
-
-EMBEDDED = "embedded:"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,24 +59,6 @@ class VideoModel:
     def sampler(self, num_inference_steps: int) -> Sampler:
         """Return DDIM and its inverse with N steps."""
         return self.schedule.sampler(num_inference_steps)
-
-
-def resolve_folder(path: str | Path) -> Path:
-    """Return the folder that a recipe's `path` means; `embedded:` is what ships with the package.
-
-    Raises:
-        ModelError: If it does not exist.
-    """
-    if str(path).startswith(EMBEDDED):
-        root = importlib.resources.files("latentloom.models") / "embedded"
-        folder = Path(str(root), *str(path).removeprefix(EMBEDDED).split("/"))
-    else:
-        folder = Path(path)
-    if ".." in folder.parts[1:] and str(path).startswith(EMBEDDED):
-        raise ModelError(f"{path} leaves the embedded models")
-    if not folder.is_dir():
-        raise ModelError(f"there is no model folder {path}; check models.*.path")
-    return folder
 
 
 @functools.lru_cache(maxsize=8)
@@ -330,4 +310,8 @@ def _required(base: ImageModel | None, root: Path) -> ImageModel:
 
 
 def _inside(root: Path, subfolder: str | None) -> Path:
-    return root / subfolder if subfolder else root
+    if subfolder is None:
+        return root
+    if ".." in Path(subfolder).parts or Path(subfolder).is_absolute():
+        raise ModelError(f"{subfolder} leaves {root}")
+    return root / subfolder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,7 @@ def library(name: str) -> Any:
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     module = importlib.import_module(name)
     # Both talk on stderr while they load; what matters is raised by us.
-    module.utils.logging.set_verbosity_error()
+    module.utils.logging.set_verbosity(logging.CRITICAL)
     module.utils.logging.disable_progress_bar()
     return module
 
@@ -154,8 +155,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def _require_safetensors(folder: Path, variant: str | None) -> None:
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    wanted = [f for f in files if ".safetensors" in f and (variant is None or f".{variant}" in f)]
-    if wanted:
+    stems = [f.removesuffix(".safetensors") for f in files if f.endswith(".safetensors")]
+    if any(f".{variant}" in stem if variant else "." not in stem for stem in stems):
         return
     pickled = [f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickled:
