@@ -1,0 +1,39 @@
+"""The embedded family loads through the code that any other folder takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latentloom.models import load
+from latentloom.models.control import with_control
+from latentloom.models.predict import predictor
+from latentloom.models.schedulers import check_agree
+from latentloom.ops.noise import frame_noise
+
+
+@pytest.fixture(scope="module")
+def sprites() -> load.ImageModel:
+    return load.load_image_model("embedded:sprites/image")
+
+
+def test_video_control_and_upsampler_fit_the_image_model(sprites: load.ImageModel) -> None:
+    video = load.load_video_model("embedded:sprites/video", base=sprites)
+    control_net = load.load_controlnet("embedded:sprites/control", base=sprites)
+    upsampler = load.load_upsampler("embedded:sprites/upsample", base=sprites)
+    check_agree(
+        {"image": sprites.sampler(20), "video": video.sampler(20), "up": upsampler.sampler(20)}
+    )
+    text = sprites.text.encode(["a red circle"])
+    z = frame_noise(0, "test", range(2), (4, 16, 16))
+    for denoiser in (sprites.denoiser, video.denoiser):
+        steered = with_control(denoiser, control_net)
+        eps = predictor(steered, text, control=torch.zeros(2, 1, 64, 64), micro_batch=2)(z, 501)
+        assert eps.shape == z.shape
+        assert bool(eps.isfinite().all())
+
+
+def test_latents_are_those_the_denoiser_was_trained_on(sprites: load.ImageModel) -> None:
+    assert (sprites.vae.downscale, sprites.vae.channels) == (4, 4)
+    assert sprites.schedule.prediction_type == "v_prediction"
+    assert sprites.text.encode([""]).shape == (1, 32, 128)

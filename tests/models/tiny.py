@@ -1,0 +1,176 @@
+"""Tiny random checkpoints in the real folder formats.
+
+Layers that diffusers starts at zero are drawn at random: with them a ControlNet would do nothing
+and a 3D UNet would ignore the order of frames.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+
+from latentloom.models.pretrained import library
+
+diffusers, transformers = library("diffusers"), library("transformers")
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_TOKENS = 24
+TEXT_WIDTH = 16
+BLOCKS = (8, 16)
+GROUPS = 4
+DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+def save_image_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
+    """Save VAE (factor 2), UNet, text encoder, tokenizer and scheduler."""
+    save_vae(folder / "vae", seed=seed)
+    _save(new_unet(seed=seed), folder / "unet")
+    save_text(folder, seed=seed)
+    save_scheduler(folder / "scheduler", **scheduler)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def save_vae(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a VAE with statistics of its latents."""
+    torch.manual_seed(seed)
+    settings = {
+        "block_out_channels": BLOCKS,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": GROUPS,
+        "latent_channels": 4,
+        "scaling_factor": 0.5,
+        "latents_mean": [0.1, -0.2, 0.3, 0.0],
+        "latents_std": [0.5, 1.0, 2.0, 1.5],
+        "sample_size": 16,
+    }
+    return _save(diffusers.AutoencoderKL(**(settings | changes)), folder)
+
+
+def new_unet(*, seed: int = 0, **changes: Any) -> Any:
+    """Return an untrained UNet."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": DOWN_BLOCKS,
+        "up_block_types": UP_BLOCKS,
+        "block_out_channels": BLOCKS,
+        "layers_per_block": 1,
+        "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": 2,
+        "norm_num_groups": GROUPS,
+    }
+    return diffusers.UNet2DConditionModel(**(settings | changes))
+
+
+def save_text(folder: Path, *, seed: int = 0) -> None:
+    """Save a text encoder and a tokenizer that knows bytes alone."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), START, END]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    torch.manual_seed(seed)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    _save(transformers.CLIPTextModel(config), folder / "text_encoder")
+
+
+def save_scheduler(folder: Path, **changes: Any) -> Path:
+    """Save the scheduler of SD 1.x; `clip_sample` keeps diffusers' ruinous default."""
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    diffusers.DDIMScheduler(**(settings | changes)).save_pretrained(folder)
+    return folder
+
+
+def save_motion_adapter(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save an adapter that fits `save_image_pipeline`'s UNet, 8 frames long."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "block_out_channels": BLOCKS,
+        "motion_layers_per_block": 1,
+        "motion_mid_block_layers_per_block": 1,
+        "motion_num_attention_heads": 2,
+        "motion_norm_num_groups": GROUPS,
+        "motion_max_seq_length": 8,
+    }
+    return _save(diffusers.MotionAdapter(**(settings | changes)), folder)
+
+
+def save_video_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
+    """Save a ZeroScope-like pipeline with text encoder and VAE of its own."""
+    save_vae(folder / "vae", seed=seed)
+    torch.manual_seed(seed)
+    unet = diffusers.UNet3DConditionModel(
+        sample_size=8,
+        block_out_channels=BLOCKS,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=GROUPS,
+    )
+    _save(unet, folder / "unet")
+    save_text(folder, seed=seed)
+    save_scheduler(folder / "scheduler", **scheduler)
+    return folder
+
+
+def save_controlnet(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a ControlNet for `save_image_pipeline`'s UNet, one channel at factor 2."""
+    unet = new_unet(seed=seed, **changes)
+    control_net = diffusers.ControlNetModel.from_unet(
+        unet, conditioning_channels=1, conditioning_embedding_out_channels=(4, 8)
+    )
+    return _save(control_net, folder)
+
+
+def save_upsampler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save an upsampler that is told the level of its condition's noise."""
+    settings = {"in_channels": 8, "class_embed_type": "timestep"}
+    _save(new_unet(seed=seed, **(settings | changes)), folder / "unet")
+    save_scheduler(folder / "scheduler", prediction_type="v_prediction")
+    return folder
+
+
+def _save(module: Any, folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if not parameter.any() and not name.endswith("norm.bias"):
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    module.save_pretrained(folder)
+    return folder
