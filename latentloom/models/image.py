@@ -29,7 +29,12 @@ class Prediction:
     alphas_cumprod: torch.Tensor
 
     def epsilon(self, output: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        """Return the noise, in float32, that an output at a timestep implies."""
+        """Return the noise, in float32, that an output implies at the timestep that was asked.
+
+        In inversion that is the timestep a step goes to. diffusers' inverse scheduler converts at the
+        one it comes from, which lets the clean latents leak into the noise: 0.3 to 0.7 dB less after
+        40 steps there and back, and inverted latents further from unit variance.
+        """
         alpha_bar = float(self.alphas_cumprod[timestep])
         return to_epsilon(output.float().contiguous(), latents, alpha_bar, self.type)
 

@@ -18,7 +18,6 @@ from latentloom.models.folders import resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
 from latentloom.models.pretrained import (
     class_name,
-    library,
     load_component,
     load_tokenizer,
     read_config,
@@ -28,7 +27,7 @@ from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
 from latentloom.models.upsample import Upsampler
 from latentloom.models.vae import KLAutoencoder, check_same_latent_space
-from latentloom.models.video import VideoDenoiser
+from latentloom.models.video import VideoDenoiser, inflate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -228,25 +227,7 @@ def _load_adapter(root: Path, base: ImageModel, variant: str | None, vae: VAE | 
     adapter = load_component(
         root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype, device=base.device
     )
-    ours, theirs = (
-        {
-            "block_out_channels": tuple(config["block_out_channels"]),
-            "norm_num_groups": config[groups],
-        }
-        for config, groups in (
-            (adapter.config, "motion_norm_num_groups"),
-            (image.module.config, "norm_num_groups"),
-        )
-    )
-    if ours != theirs:
-        raise ModelError(
-            f"the motion adapter {root} does not fit its base: {ours} against {theirs}"
-        )
-    try:
-        module = library("diffusers").UNetMotionModel.from_unet2d(image.module, adapter)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"the motion adapter {root} does not fit its base: {error}") from error
-    module = module.to(base.device).eval().requires_grad_(False)
+    module = inflate(image, adapter).to(base.device)
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
     denoiser = VideoDenoiser(module, _prediction(schedule))

@@ -9,12 +9,14 @@ import torch
 
 from latentloom.errors import ModelError
 from latentloom.models.image import (
+    ImageDenoiser,
     Prediction,
     Residuals,
     per_frame,
     refuse_control,
     residual_arguments,
 )
+from latentloom.models.pretrained import library
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,3 +90,28 @@ class VideoDenoiser:
             raise ModelError("this video model reads one prompt a window; several were given")
         # It repeats the text over the frames by itself.
         return text[:1]
+
+
+def inflate(image: ImageDenoiser, adapter: Any) -> Any:
+    """Put an adapter's temporal layers into an image UNet: a `UNetMotionModel`.
+
+    Raises:
+        ModelError: If the adapter was made for another UNet; it prints both shapes.
+
+    Source: Video LDM (2304.08818), section 3.1; AnimateDiff (2307.04725).
+    """
+    # diffusers compares neither, and groups its temporal layers like the base in any case.
+    ours, theirs = (
+        {"block_out_channels": tuple(config["block_out_channels"]), "norm_num_groups": groups}
+        for config, groups in (
+            (adapter.config, adapter.config["motion_norm_num_groups"]),
+            (image.module.config, image.module.config["norm_num_groups"]),
+        )
+    )
+    if ours != theirs:
+        raise ModelError(f"the motion adapter does not fit its base: {ours} against {theirs}")
+    try:
+        module = library("diffusers").UNetMotionModel.from_unet2d(image.module, adapter)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"the motion adapter does not fit its base: {error}") from error
+    return module.eval().requires_grad_(False)
