@@ -27,6 +27,8 @@ MEMORY_BYTES = 8 << 30
 """Address space of the child; 4K HEVC decodes in 1 GiB, 4K x265 encodes in 3."""
 INACTIVITY_SECONDS = 2.0
 """CPU time that the child may use without progress: a loaded machine raises no false alarm."""
+START_SECONDS = 60.0
+"""The same for imports, which a cold disk makes slow."""
 ENCODING_SECONDS = 60.0
 """The same for encoders, which look ahead; their input is our own."""
 ASLEEP_SECONDS = 30.0
@@ -135,6 +137,7 @@ class _Child:
                 env=_environment(os.environ),
                 start_new_session=True,
             )
+        self._await_ready()
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
@@ -145,6 +148,17 @@ class _Child:
             self.process.kill()
         self.process.wait()
         self.log.close()
+
+    def _await_ready(self) -> None:
+        """Wait for the child's imports, which no limit on decoding should count."""
+        watch, what = _Watch(self.process.pid, START_SECONDS), "starting"
+        try:
+            wire.receive(self.sock, lambda: watch.wait(self.sock, what, None))
+        except (MediaError, EOFError, ConnectionError) as error:
+            if not isinstance(error, MediaError):
+                error = _Lost(self._epitaph(what))
+            self.close()
+            raise error from None
 
     def talk(
         self,

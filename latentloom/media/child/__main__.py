@@ -66,6 +66,7 @@ def main(fileno: int, parent: int, memory_bytes: int) -> None:
     requests: queue.Queue[Request] = queue.Queue()
     threading.Thread(target=_listen, args=(sock, parent, requests), daemon=True).start()
     channel = SocketChannel(sock)
+    wire.send(sock, {"kind": "ready"})
     while True:
         message, payload = requests.get()
         answer, raw = _serve(operations.OPERATIONS[message.pop("op")], message, payload, channel)

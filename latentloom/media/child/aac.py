@@ -19,6 +19,8 @@ from latentloom.media.child.tracks import Cut, name_track
 
 RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 """Sample rates of AAC; sound of another rate becomes 48 kHz."""
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+"""Layouts of AAC; files that name none, or an odd one, are taken for these."""
 BITS_A_CHANNEL = 96_000
 JITTER_SECONDS = 0.005
 """Times that containers round; a larger gap in the sound is filled with silence."""
@@ -31,7 +33,7 @@ class AacTrack:
     def __init__(self, source: Any, output: OutputContainer, cut: Cut) -> None:
         context = source.codec_context
         self._rate = context.sample_rate if context.sample_rate in RATES else 48000
-        self._layout = context.layout.name
+        self._layout = LAYOUTS.get(context.channels, context.layout.name)
         self._cut = cut
         self._resampler = AudioResampler("fltp", self._layout, self._rate)
         self._samples: Array = np.zeros((context.channels, 0), np.float32)

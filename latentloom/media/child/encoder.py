@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, cast
 
@@ -96,6 +97,12 @@ def configure(context: VideoCodecContext, settings: EncodeSettings) -> None:
         context: A context of the right codec.
         settings: What to encode, and how.
     """
+    formats = sorted(shape.name for shape in context.codec.video_formats or ())
+    if settings.pix_fmt is not None and settings.pix_fmt not in formats:
+        raise MediaError(
+            f"the {settings.codec} encoder takes no pix_fmt {settings.pix_fmt}, "
+            f"only {', '.join(formats)}"
+        )
     color = written_color(settings)
     context.width, context.height = settings.width, settings.height
     context.pix_fmt = pixel_format(settings)
@@ -122,6 +129,12 @@ def open_encoder(context: VideoCodecContext, settings: EncodeSettings) -> None:
     Raises:
         MediaError: The encoder refuses an option, or does not know it.
     """
+    options = context.supported_options
+    known = {option.name for option in (*options.generic, *options.private)}
+    for name in encoder_options(settings):
+        if name not in known:
+            guess = "".join(f"; did you mean {g}?" for g in get_close_matches(name, known, 1))
+            raise MediaError(f"the {settings.codec} encoder has no option {name}{guess}")
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as logs:

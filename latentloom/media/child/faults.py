@@ -18,15 +18,11 @@ def strike(frame: int) -> None:
         return
     if kind == "crash":
         ctypes.string_at(0)
-    elif kind == "abort":
-        os.abort()
     elif kind == "spin":
         while True:
             pass
     elif kind == "sleep":
         time.sleep(3600)
-    elif kind == "memory":
-        raise MemoryError
 
 
 _FAULT = os.environ.get("LATENTLOOM_MEDIA_FAULT", "")
