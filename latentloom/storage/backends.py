@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where this is; ``open_backend`` makes an equal backend of it in any process."""
+        """Where this is; ``opening.open_backend`` makes an equal backend of it in any process."""
 
     @property
     def concurrency(self) -> int:
@@ -71,18 +71,6 @@ class Backend(Protocol):
         """Delete a folder with its files; one that has gone is no error."""
 
 
-def open_backend(uri: str) -> Backend:
-    """Choose the backend for a URI or a local path."""
-    local = local_path(uri)
-    if local is not None:
-        from latentloom.storage.local import LocalBackend
-
-        return LocalBackend(local)
-    from latentloom.storage.remote import FsspecBackend
-
-    return FsspecBackend(uri)
-
-
 def local_path(uri: str) -> Path | None:
     """Path that ``uri`` means on this machine, absolute, or None if it lies elsewhere.
 
@@ -96,6 +84,13 @@ def local_path(uri: str) -> Path | None:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri) or "::" in uri:
         return None
     return Path(os.path.abspath(os.path.expanduser(uri)))
+
+
+def delete_if_same(backend: Backend, path: str, expected: bytes) -> None:
+    """Delete a small file unless it has changed; what another worker wrote meanwhile stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if backend.read(path) == expected:
+            backend.delete(path)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from zarr.storage import FsspecStore
 
 from latentloom.errors import MissingChunkError, UsageError
 from latentloom.schemas.record import Record
-from latentloom.storage.backends import explained, local_path, open_backend
+from latentloom.storage.backends import explained, local_path
 from latentloom.storage.frames import in_frame_order, readable, readable_dtype
+from latentloom.storage.opening import open_backend
 from latentloom.storage.store import Store
 
 

@@ -91,6 +91,11 @@ def events_folder(run_id: str) -> str:
     return f"{run_folder(run_id)}/{EVENTS}"
 
 
+def event_path(run_id: str, name: str) -> str:
+    """Path of one file of a run's events."""
+    return f"{events_folder(run_id)}/{_checked_name(name, 'event file')}"
+
+
 def lease_path(name: str) -> str:
     """Path of a lease; a name that cannot be a file name is hashed."""
     plain = name if _NAME.fullmatch(name) else "h" + hashlib.sha256(name.encode()).hexdigest()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from latentloom.errors import HeldError, InterruptedRunError, LatentloomError
 from latentloom.storage import layout
-from latentloom.storage.backends import explained
+from latentloom.storage.backends import delete_if_same, explained
 from latentloom.storage.store import Store
 
 LEASE_SECONDS = 30.0
@@ -80,7 +80,7 @@ class Lease:
         self._released.set()
         self._renewal.join()
         try:
-            self._store.delete_if_same(self._path, self._content)
+            delete_if_same(self._store.backend, self._path, self._content)
         except (OSError, LatentloomError) as error:
             _log.warning("lease %s was not given back (%s); it expires", self.name, error)
 
@@ -127,7 +127,7 @@ def try_lease(store: Store, name: str) -> Lease | None:
                     if found is not None and not _has_expired(store, path, found):
                         return None
                     if found is not None:
-                        store.delete_if_same(path, found)
+                        delete_if_same(store.backend, path, found)
                     continue
             return Lease(store, name, content)
     return None

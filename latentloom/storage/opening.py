@@ -1,4 +1,4 @@
-"""Find out whether a place is a store of a known format, or make it one."""
+"""Open the place of a store: check that it is one of a known format, or make it one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import json
 
 from latentloom.errors import StoreError, StoreFormatError
 from latentloom.storage import layout
-from latentloom.storage.backends import Backend
+from latentloom.storage.backends import Backend, local_path
+from latentloom.storage.local import LocalBackend
+from latentloom.storage.remote import FsspecBackend
+
+
+def open_backend(uri: str) -> Backend:
+    """Choose the backend for a URI or a local path."""
+    local = local_path(uri)
+    return FsspecBackend(uri) if local is None else LocalBackend(local)
 
 
 def ensure_store(backend: Backend, *, create: bool) -> None:

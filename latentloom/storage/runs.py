@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from latentloom.errors import StoreError, UsageError
 from latentloom.schemas.event import Event
@@ -63,17 +63,6 @@ def append_events(backend: Backend, run_id: str, writer: str, events: Sequence[E
     data = lines.encode()
     name = f"{time.time_ns():019d}.{layout.checked_writer(writer)}.{_short_digest(data)}.jsonl"
     backend.write(f"{layout.events_folder(run_id)}/{name}", data)
-
-
-def events(backend: Backend, run_id: str) -> Iterator[Event]:
-    """Read all events of a run in the order of their times."""
-    folder = layout.events_folder(run_id)
-    found = [
-        event
-        for name in backend.names(folder)
-        for event in read_events(backend, f"{folder}/{name}")
-    ]
-    return iter(sorted(found, key=lambda event: event.time))
 
 
 def read_events(backend: Backend, path: str) -> list[Event]:

@@ -7,30 +7,28 @@ durable; the first one wins, and the loser deletes its own object and adopts the
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from latentloom.errors import DamagedChunkError, MissingChunkError, StoreError
+from latentloom.errors import DamagedChunkError, MissingChunkError
 from latentloom.schemas.event import Event
 from latentloom.schemas.record import Record
 from latentloom.storage import arrays, layout, runs
-from latentloom.storage.backends import DISK_FULL, Backend, explained, open_backend
-from latentloom.storage.opening import ensure_store
-from latentloom.storage.records import REPAIR, encode_record, parse_record
+from latentloom.storage.backends import Backend, explained
+from latentloom.storage.objects import has_object, read_object, write_object
+from latentloom.storage.opening import ensure_store, open_backend
+from latentloom.storage.publish import publish
+from latentloom.storage.records import parse_record
 from latentloom.storage.sealed import seal, unseal
-
-_log = logging.getLogger(__name__)
 
 # Below this many keys of one folder, asking for each is cheaper than listing the folder.
 _LIST_FROM = 4
-# Every round of a commit means that another worker changed the record meanwhile.
-_COMMIT_ROUNDS = 20
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -131,13 +129,8 @@ class Store:
             attributes=dict(attributes or {}),
         )
         with explained(self.uri, "write"):
-            self.backend.write_folder(record.object, arrays.encode_array(array))
-            try:
-                return self._publish(record)
-            except OSError as error:
-                if error.errno in DISK_FULL and not self._is_published(record):
-                    self.backend.delete_folder(record.object)
-                raise
+            write_object(self.backend, record, array)
+            return publish(self.backend, record)
 
     def read(self, record_or_key: Record | str) -> NDArray[Any]:
         """Read a chunk and check every byte of it; bfloat16 comes as uint16 bits.
@@ -156,7 +149,8 @@ class Store:
         else:
             record = record_or_key
         try:
-            return self._read_object(record)
+            with explained(self.uri, "read", passing=FileNotFoundError):
+                return read_object(self.backend, record)
         except FileNotFoundError:
             current = self.find(record.key)
         if current is None or current.object == record.object:
@@ -182,8 +176,7 @@ class Store:
     def has_object(self, record: Record) -> bool:
         """Say whether the files of a record's object are there, without reading them."""
         with explained(self.uri, "list"):
-            names = self.backend.names(record.object)
-        return {arrays.METADATA_FILE, arrays.chunk_file(len(record.shape))} <= set(names)
+            return has_object(self.backend, record)
 
     # runs
 
@@ -227,18 +220,19 @@ class Store:
 
     def events(self, run_id: str) -> Iterator[Event]:
         """Read the events of a run in the order of their times."""
-        with explained(self.uri, "read"):
-            return runs.events(self.backend, run_id)
+        names = self.event_files(run_id)
+        files = self._map(lambda name: self.read_event_file(run_id, name), names)
+        return iter(sorted(chain.from_iterable(files), key=lambda event: event.time))
 
     def event_files(self, run_id: str) -> list[str]:
-        """List the names of a run's event files, each written once, in the order of their times."""
+        """List the files of a run's events, one for each writer and flush, by time of the flush."""
         with explained(self.uri, "list"):
-            return sorted(self.backend.names(layout.events_folder(run_id)))
+            return self.backend.names(layout.events_folder(run_id))
 
     def read_event_file(self, run_id: str, name: str) -> list[Event]:
-        """Read the events of one file; none if the run was forgotten."""
+        """Read one of ``event_files``, for those who follow a run."""
         with explained(self.uri, "read"):
-            return runs.read_events(self.backend, f"{layout.events_folder(run_id)}/{name}")
+            return runs.read_events(self.backend, layout.event_path(run_id, name))
 
     # cached facts
 
@@ -257,67 +251,7 @@ class Store:
         with explained(self.uri, "write"):
             self.backend.write(layout.cache_path(kind, key), data, durable=False)
 
-    def delete_if_same(self, path: str, expected: bytes) -> None:
-        """Delete a small file unless it has changed; what another worker wrote meanwhile stays."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.backend.read(path) == expected:
-                self.backend.delete(path)
-
     # helpers
-
-    def _publish(self, record: Record) -> Record:
-        path, data = layout.record_path(record.key), encode_record(record)
-        for _ in range(_COMMIT_ROUNDS):
-            try:
-                self.backend.create(path, data)
-            except FileExistsError:
-                winner = self._winner(path)
-                if winner is None:
-                    continue
-                if winner.object != record.object:
-                    self.backend.delete_folder(record.object)
-                return winner
-            return record
-        raise StoreError(
-            f"{path} in store {self.uri} changes all the time; is its clock or disk sick?"
-        )
-
-    def _winner(self, path: str) -> Record | None:
-        """Read the record that came first; one that proves nothing is deleted."""
-        try:
-            data = self.backend.read(path)
-        except FileNotFoundError:
-            return None
-        try:
-            winner = parse_record(data, path)
-        except DamagedChunkError as error:
-            _log.warning("%s; replacing it", error)
-        else:
-            if self.has_object(winner):
-                return winner
-            _log.warning("object %s has gone; replacing its record", winner.object)
-        self.delete_if_same(path, data)
-        return None
-
-    def _is_published(self, record: Record) -> bool:
-        try:
-            found = self.find(record.key)
-        except DamagedChunkError:
-            return False
-        return found is not None and found.object == record.object
-
-    def _read_object(self, record: Record) -> NDArray[Any]:
-        names = (arrays.METADATA_FILE, arrays.chunk_file(len(record.shape)))
-        with explained(self.uri, "read", passing=FileNotFoundError):
-            files = {name: self.backend.read(f"{record.object}/{name}") for name in names}
-        what = f"object {record.object} of chunk {record.key} in store {self.uri} is damaged"
-        try:
-            array = arrays.decode_array(files, record.shape, arrays.stored_dtype(record.dtype))
-        except ValueError as error:
-            raise DamagedChunkError(f"{what} ({error}); {REPAIR}") from error
-        if arrays.digest(array, record.dtype) != record.sha256:
-            raise DamagedChunkError(f"{what} (its digest differs); {REPAIR}")
-        return array
 
     def _present_in(self, folder: tuple[str, list[str]]) -> set[str]:
         path, keys = folder

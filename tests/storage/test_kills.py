@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from latentloom.schemas.event import Event
-from latentloom.storage.backends import Backend, open_backend
+from latentloom.storage.backends import Backend
 from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import prune, verify
-from latentloom.storage.opening import ensure_store
+from latentloom.storage.opening import ensure_store, open_backend
 from latentloom.storage.store import Store
 from tests.storage.conftest import chunk_of, key_of
 from tests.storage.faults import KillAfter, Killed
