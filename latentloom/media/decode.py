@@ -101,7 +101,8 @@ class FrameReader:
 
     def close(self) -> None:
         """Let the child close the file; reading again opens it anew."""
-        process.call("close_reader", {"key": self._key}, what=f"closing {self.path!r}")
+        if process.is_running():
+            process.call("close_reader", {"key": self._key}, what=f"closing {self.path!r}")
 
     def __enter__(self) -> Self:
         return self

@@ -89,6 +89,11 @@ def generation() -> int:
     return _slot().generation
 
 
+def is_running() -> bool:
+    """Return whether this process has a child."""
+    return _slot().child is not None
+
+
 def stop() -> None:
     """End the child of this process, if there is one; the next call starts another."""
     slot = _slot()
@@ -185,7 +190,7 @@ class _Child:
                     self.last_frame = answer["frame"]
                     sink(answer["slot"], fill)
                 else:
-                    return self._finish(kind, answer, fill, size)
+                    return self._finish(kind, answer, fill, size, what)
         except (EOFError, ConnectionError) as error:
             raise _Lost(self._epitaph(what)) from error
 
@@ -195,13 +200,14 @@ class _Child:
         answer: wire.Message,
         fill: Callable[[memoryview], None],
         size: int,
+        what: str,
     ) -> Result:
         payload = bytearray(size)
         fill(memoryview(payload))
         self.in_answer = False
         if kind == "error":
             error = ResourceError if answer["resource"] else MediaError
-            raise error(answer["text"])
+            raise error(answer["text"] if answer["named"] else f"{what}: {answer['text']}")
         return answer, bytes(payload)
 
     def _epitaph(self, what: str) -> str:

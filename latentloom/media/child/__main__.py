@@ -85,7 +85,7 @@ def _serve(
         return _explain(error), b""
     except Exception as error:
         traceback.print_exc()
-        return _failure(f"{type(error).__name__}: {error}"), b""
+        return _failure(f"{type(error).__name__}: {error}", is_named=False), b""
     return {"kind": "result", **answer}, raw
 
 
@@ -94,17 +94,23 @@ def _explain(error: Exception) -> wire.Message:
     if isinstance(error, MemoryError) or code == errno.ENOMEM:
         return _failure(
             "the media process ran out of its memory limit. If the file is sound and that large, "
-            "raise LATENTLOOM_MEDIA_MEMORY_BYTES."
+            "raise LATENTLOOM_MEDIA_MEMORY_BYTES.",
+            is_named=False,
         )
     if code == errno.ENOSPC:
-        return _failure("the disk is full while a video is written. Free some space.", True)
+        return _failure(
+            "the disk is full. Free some space, then run the same command again.",
+            is_resource=True,
+            is_named=False,
+        )
     if isinstance(error, MediaError | ResourceError):
-        return _failure(str(error), isinstance(error, ResourceError))
-    return _failure(f"{type(error).__name__}: {error}")
+        return _failure(str(error), is_resource=isinstance(error, ResourceError))
+    return _failure(f"{type(error).__name__}: {error}", is_named=False)
 
 
-def _failure(text: str, is_resource: bool = False) -> wire.Message:
-    return {"kind": "error", "text": text, "resource": is_resource}
+def _failure(text: str, *, is_resource: bool = False, is_named: bool = True) -> wire.Message:
+    """Make the answer; a text that does not name the file gets its name from the parent."""
+    return {"kind": "error", "text": text, "resource": is_resource, "named": is_named}
 
 
 def _listen(sock: socket.socket, parent: int, requests: queue.Queue[Request]) -> None:

@@ -61,6 +61,7 @@ class Joiner:
         self._container = containers.format_of(suffix)
         base = info.pts[first_frame]
         self._pts = [pts - base for pts in info.pts[first_frame:last_frame]]
+        self._place = {pts: index for index, pts in enumerate(self._pts)}
         self._base = base
         self._end = info.end_pts(last_frame) - base
         self._num_packets = 0
@@ -93,9 +94,8 @@ class Joiner:
         """
         segment = parse_segment(data)
         self._check(segment)
-        place = {pts: index for index, pts in enumerate(self._pts)}
         for coded in segment.packets:
-            index = place[coded.pts - self._base]
+            index = self._place[coded.pts - self._base]
             packet: Packet[Any] = Packet(coded.data)
             packet.time_base = self._info.tick
             packet.pts = self._pts[index]
