@@ -44,8 +44,13 @@ def _run_options(command: Command) -> Command:
     """Add the options of commands that run a plan."""
     options = [
         _store_option,
-        click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True,
-                     help="Worker processes of a local Dask cluster; 1 is this process."),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 256),
+            default=1,
+            show_default=True,
+            help="Worker processes of a local Dask cluster; 1 is this process.",
+        ),
         click.option("--no-wait", is_flag=True, help="Exit 6 if another process runs this plan."),
         click.option("--overwrite", is_flag=True, help="Replace an output that is not ours."),
         _json_option,
@@ -91,8 +96,7 @@ def plan(recipe: Path, overrides: Sequence[str], store: str, as_json: bool) -> N
     present = opened.present(list(compiled.keys()))
     need = find_need(compiled, present, published=published)
     hits = {
-        stage.name: sum(chunk.key in present for chunk in stage.chunks)
-        for stage in compiled.stages
+        stage.name: sum(chunk.key in present for chunk in stage.chunks) for stage in compiled.stages
     }
     show_plan(_console(err=as_json), compiled, need, hits)
     if as_json:
@@ -126,8 +130,9 @@ def resume(run_id: str, store: str, **options: Any) -> None:
 @cli.command()
 @click.argument("run_id", metavar="RUN")
 @_overrides_argument
-@click.option("--frames", "frames", required=True, metavar="A:B",
-              help="Absolute source frames, half open.")
+@click.option(
+    "--frames", "frames", required=True, metavar="A:B", help="Absolute source frames, half open."
+)
 @click.option("--seed", type=int, help="Seed for the range; drawn where it is not given.")
 @_run_options
 def redo(
@@ -159,7 +164,9 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     if run_id is None:
         listed = list_runs(opened)
         show_runs(console, listed)
-        facts = [state.model_dump(mode="json") | {"present": a, "total": b} for state, a, b in listed]
+        facts = [
+            state.model_dump(mode="json") | {"present": a, "total": b} for state, a, b in listed
+        ]
         if as_json:
             _print_json({"runs": facts})
         return
@@ -169,8 +176,10 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     show_rows(
         console,
         header,
-        [[str(row[title.rstrip(">")]) for title in ("name", "op", "done", "chunks", "seconds")]
-         for row in described["stages"]],
+        [
+            [str(row[title.rstrip(">")]) for title in ("name", "op", "done", "chunks", "seconds")]
+            for row in described["stages"]
+        ],
     )
     if described["error"]:
         console.print(f"error: {described['error']}")
@@ -209,8 +218,11 @@ def forget(run_id: str, store: str) -> None:
 
 @cli.command()
 @click.argument("run_id", metavar="RUN", default="latest")
-@click.option("--picture", type=click.Path(path_type=Path),
-              help="Where the side-by-side picture goes; <output>.png by default.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Where the side-by-side picture goes; <output>.png by default.",
+)
 @_store_option
 @_json_option
 def report(run_id: str, picture: Path | None, store: str, as_json: bool) -> None:
@@ -246,8 +258,10 @@ def verify(store: str, as_json: bool) -> None:
         click.echo(f"{damage.kind} {damage.path}: {damage.detail}", err=True)
     click.echo(f"{found.checked} chunks, {found.bytes} bytes checked, {len(found.damages)} damaged")
     if as_json:
-        damages = [{"kind": d.kind, "key": d.key, "path": d.path, "detail": d.detail}
-                   for d in found.damages]
+        damages = [
+            {"kind": d.kind, "key": d.key, "path": d.path, "detail": d.detail}
+            for d in found.damages
+        ]
         _print_json({"checked": found.checked, "bytes": found.bytes, "damages": damages})
     if found.damages:
         raise StoreError(
@@ -307,8 +321,13 @@ def export(run_id: str, stage: str, destination: str, store: str) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
-@click.option("--seconds", type=click.FloatRange(0.5, 600), default=4.0, show_default=True,
-              help="Length of the clip.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.5, 600),
+    default=4.0,
+    show_default=True,
+    help="Length of the clip.",
+)
 def init(folder: Path, seconds: float) -> None:
     """Write an example recipe and a rendered clip with sound."""
     from latentloom.flows.example import write_example
@@ -432,7 +451,9 @@ def _compile(recipe: Path, overrides: Sequence[str], store: str) -> tuple[Store,
 def _load(path: Path, overrides: Sequence[str]) -> Recipe:
     from latentloom.schemas.load import load_recipe
 
-    roots = [Path(root) for root in os.environ.get("LATENTLOOM_ROOTS", "").split(os.pathsep) if root]
+    roots = [
+        Path(root) for root in os.environ.get("LATENTLOOM_ROOTS", "").split(os.pathsep) if root
+    ]
     return load_recipe(path, overrides, roots=roots)
 
 
@@ -472,4 +493,3 @@ def _logging() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from latentloom.errors import UsageError
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.resolve import resolve
-from latentloom.flows.runs import find_run, read_plan, register
+from latentloom.flows.inspect import stage_records
+from latentloom.flows.runs import find_run, register
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe
 from latentloom.storage.store import Store
@@ -57,7 +57,8 @@ def compile_recipe(recipe: Recipe, *, store: str = DEFAULT_STORE) -> CompiledRec
 def open_latents(run: str, stage: str, *, store: str = DEFAULT_STORE) -> DaskArray:
     """Open what a stage of a run made, as one lazy dask array with frames first.
 
-    Windows that overlap follow one another as they are; ``export`` writes the same.
+    Overlapping windows are blended as readers do; of noise, which is never blended, a frame is that of the
+    window that starts last. ``export`` writes the same.
 
     Args:
         run: Run id, the beginning of one, or ``latest``.
@@ -70,25 +71,5 @@ def open_latents(run: str, stage: str, *, store: str = DEFAULT_STORE) -> DaskArr
     from latentloom.storage.lazy import lazy_array
 
     opened = Store.open(store, create=False)
-    records = stage_records(opened, find_run(opened, run), stage)
-    return lazy_array(opened, records)
-
-
-def stage_records(store: Store, run_id: str, name: str) -> list[Any]:
-    """Return the records of a finished stage, in order.
-
-    Raises:
-        UsageError: If there is no such stage, or chunks of it are missing.
-    """
-    plan = read_plan(store, run_id)
-    if name not in plan.by_name or not plan.by_name[name].stored:
-        known = ", ".join(stage.name for stage in plan.stages if stage.stored)
-        raise UsageError(f"run {run_id} has no stage {name!r}; its stages are: {known}")
-    records = [store.find(chunk.key) for chunk in plan.by_name[name].chunks]
-    missing = sum(record is None for record in records)
-    if missing:
-        raise UsageError(
-            f"stage {name!r} of run {run_id} lacks {missing} of {len(records)} chunks;"
-            f" `latentloom resume {run_id}` computes them (frames are deleted unless keep: true)"
-        )
-    return records
+    records, overlaps = stage_records(opened, find_run(opened, run), stage)
+    return lazy_array(opened, records, overlaps=overlaps)

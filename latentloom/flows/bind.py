@@ -66,13 +66,15 @@ class BoundStage:
     @property
     def window_size(self) -> int:
         """Return the frames of a window."""
-        assert self.windows is not None and self.windows.size is not None
+        assert self.windows is not None
+        assert self.windows.size is not None
         return self.windows.size
 
     @property
     def window_overlap(self) -> int:
         """Return the frames that neighbours share."""
-        assert self.windows is not None and self.windows.overlap is not None
+        assert self.windows is not None
+        assert self.windows.overlap is not None
         return self.windows.overlap
 
 
@@ -91,7 +93,9 @@ def bind_stages(
     """
     binder = _Binder(variants[()], facts, frame_size)
     for index in range(len(variants[()].stages)):
-        binder.bind(index, {redo: (recipe, recipe.stages[index]) for redo, recipe in variants.items()})
+        binder.bind(
+            index, {redo: (recipe, recipe.stages[index]) for redo, recipe in variants.items()}
+        )
     if binder.faults:
         raise RecipeError(binder.faults)
     return list(binder.bound.values())
@@ -159,14 +163,18 @@ class _Binder:
                 spaces.setdefault(name, (model.downscale, model.latent_channels))
         if len(set(spaces.values())) > 1:
             listed = ", ".join(f"{n}: factor {f}, {c} channels" for n, (f, c) in spaces.items())
-            self._fault(f"models do not share a latent space ({listed}); choose models of one family")
+            self._fault(
+                f"models do not share a latent space ({listed}); choose models of one family"
+            )
 
     # inputs
 
     def _inputs_fit(self, stage: Stage, names: Sequence[str]) -> bool:
         before = len(self.faults)
         if len(names) != len(stage.consumes):
-            self._fault(f"takes {len(stage.consumes)} input(s), got {len(names)}: {', '.join(names)}")
+            self._fault(
+                f"takes {len(stage.consumes)} input(s), got {len(names)}: {', '.join(names)}"
+            )
         for name, wanted in zip(names, stage.consumes, strict=False):
             if name != "decode_video" and name not in self.bound:
                 if not self.faults:
@@ -192,7 +200,9 @@ class _Binder:
         first, level = next(iter(levels.items()))
         for name, other in levels.items():
             if other != level:
-                self._fault(f"inputs {first!r} and {name!r} end at other levels: {level} and {other}")
+                self._fault(
+                    f"inputs {first!r} and {name!r} end at other levels: {level} and {other}"
+                )
         for name in stage_models(stage).values():
             model = self.facts.models[name]
             if model.kind in ("image", "video") and _frozen(model.scheduler) != level.scheduler:
@@ -257,7 +267,9 @@ class _Binder:
         overlap = size // 4 if rule.overlap is None else rule.overlap
         longest = min((m.max_length for m in models if m.max_length), default=size)
         if size > longest:
-            self._fault(f"windows.size {size} is more than the {longest} frames its video model takes")
+            self._fault(
+                f"windows.size {size} is more than the {longest} frames its video model takes"
+            )
         if overlap >= size:
             self._fault(f"windows.overlap {overlap} must be smaller than windows.size {size}")
         return rule.model_copy(update={"size": size, "overlap": overlap})
@@ -321,5 +333,3 @@ def _rules(rules: Mapping[str, WindowRule | None]) -> str:
 
 def _ceil(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-

@@ -13,6 +13,7 @@ from typing import Any
 
 from latentloom.errors import RecipeError, ResourceError
 from latentloom.flows import estimate
+from latentloom.flows.bind import BoundStage, bind_stages
 from latentloom.flows.keys import (
     OP_VERSIONS,
     chunk_key,
@@ -28,7 +29,6 @@ from latentloom.flows.output import (
     plan_digest,
     segment_frames,
 )
-from latentloom.flows.bind import BoundStage, bind_stages
 from latentloom.flows.shots import Shot, find_cut, plan_shots
 from latentloom.ops.windows import Range, overlapping, plan_chunks, plan_windows
 from latentloom.schemas.base import digest, readable
@@ -70,7 +70,7 @@ def compile_plan(recipe: Recipe, facts: Facts) -> Plan:
 
 def _variants(recipe: Recipe, shots: Sequence[Shot]) -> dict[tuple[int, ...], Recipe]:
     """Return the recipe in force for each combination of redo ranges, the plain one first."""
-    variants = {(): recipe}
+    variants: dict[tuple[int, ...], Recipe] = {(): recipe}
     for shot in shots:
         if shot.redo not in variants:
             entries = [recipe.redo[i] for i in shot.redo]
@@ -225,7 +225,8 @@ class _Draft:
                 f"output: stage {frames.name!r} makes {frames.produces}, not frames;"
                 " end with a decode stage, or remove output to keep them in the store"
             )
-        settings = encode_settings(self.recipe, self.facts, frames.frame_shape[:2])
+        height, width, _ = frames.frame_shape
+        settings = encode_settings(self.recipe, self.facts, (height, width))
         fields = {
             "op": "encode_video",
             "version": OP_VERSIONS["encode_video"],
@@ -335,9 +336,7 @@ def _index(items: list[Any], item: Any) -> int:
     return items.index(item)
 
 
-def _reads(
-    stage: PlannedStage, span: Range, windows: WindowRule | None = None
-) -> tuple[int, ...]:
+def _reads(stage: PlannedStage, span: Range, windows: WindowRule | None = None) -> tuple[int, ...]:
     """Choose the chunks of an input that a range reads: its own window, or all that it touches."""
     if stage.unit == "source":
         return ()
@@ -371,4 +370,3 @@ def _check_budget(plan: Plan) -> None:
             f"the plan needs {readable(plan.store_bytes)} in the store, the limit is"
             f" {readable(disk)}; shorten the cut, lower source.size, or raise limits.disk"
         )
-

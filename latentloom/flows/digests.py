@@ -37,6 +37,8 @@ def folder_digest(folder: Path, store: Store) -> str:
     cached = store.cached("digest", name)
     if isinstance(cached, str):
         return cached
-    found = digest([[path.relative_to(folder).as_posix(), file_digest(path, store)] for path in files])
+    found = digest(
+        [[path.relative_to(folder).as_posix(), file_digest(path, store)] for path in files]
+    )
     store.put_cached("digest", name, found)
     return found

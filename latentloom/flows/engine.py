@@ -21,6 +21,7 @@ from latentloom.flows.environment import environment, quiet_environment
 from latentloom.flows.interruption import interruption, listen_again
 from latentloom.flows.scratch import scratch_folder
 from latentloom.flows.server import api_server
+from latentloom.flows.worker import LOG_LEVEL
 
 if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
@@ -140,7 +141,7 @@ def local_cluster(workers: int, threads: int, *, devices: Sequence[str] = ()) ->
     threading = thread_environment(workers, threads)
     with (
         scratch_folder() as folder,
-        environment(threading),  # Dask writes these into our own environment; this restores it
+        environment({**threading, LOG_LEVEL: str(_log_level())}),  # Dask changes some for good
         dask.config.set(_dask_settings(threading, folder)),
         SpecCluster(  # type: ignore[no-untyped-call]
             scheduler={
@@ -182,6 +183,10 @@ def cuda_devices() -> tuple[str, ...]:
     )
     lines = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
     return tuple(str(index) for index in range(len(lines)))
+
+
+def _log_level() -> int:
+    return logging.getLogger("latentloom").getEffectiveLevel()
 
 
 def _num_cores() -> int:

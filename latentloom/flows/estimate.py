@@ -91,7 +91,10 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     models = [facts.models[name] for name in stage.models.values()]
     held = 3 * frames * prod(stage.frame_shape) * 4
     if stage.op == "encode_video":
-        return MEDIA_FRAMES * 6 * prod(_size_of(stage)) + recipe.chunks.frames * 3 * prod(_size_of(stage)) * 2
+        return (
+            MEDIA_FRAMES * 6 * prod(_size_of(stage))
+            + recipe.chunks.frames * 3 * prod(_size_of(stage)) * 2
+        )
     if stage.op in ("encode", "decode", "edit"):
         pixels = _pixels(stage, models[0].downscale)
         channels = 12 if models[0].standin else 4 * models[0].vae_channels

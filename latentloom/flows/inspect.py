@@ -10,7 +10,9 @@ from latentloom.errors import StoreFormatError, UsageError
 from latentloom.flows.need import last_readers
 from latentloom.flows.runs import find_run, read_plan, read_state
 from latentloom.schemas.plan import Plan, PlannedStage
+from latentloom.schemas.record import Record
 from latentloom.schemas.run import RunState
+from latentloom.storage.frames import Overlaps
 from latentloom.storage.leases import holder
 from latentloom.storage.store import Store
 
@@ -23,7 +25,9 @@ def list_runs(store: Store) -> list[tuple[RunState, int, int]]:
     for run_id in store.runs():
         plan = read_plan(store, run_id)
         keys = list(plan.lasting_keys())
-        listed.append((_alive(store, read_state(store, run_id)), len(store.present(keys)), len(keys)))
+        listed.append(
+            (_alive(store, read_state(store, run_id)), len(store.present(keys)), len(keys))
+        )
     return listed
 
 
@@ -68,8 +72,8 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
 def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:
     """Tell why a stage of a run could not reuse what an earlier run made.
 
-    The stage is compared with the same one of the earlier run that is most like it; the first field, time-ranged
-    value or upstream stage that differs is the reason.
+    The stage is compared with the same one of the earlier run that is most like it; the fields, time-ranged
+    values or upstream stages that differ are the reasons.
 
     Raises:
         UsageError: If there is no such run or stage.
@@ -88,7 +92,7 @@ def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:
         lines = [f"no earlier run in {store.uri} has a stage {name!r}; all of it was new"]
         return {"run": found, "stage": name, "against": None, "lines": lines, "differences": []}
     stage = plan.by_name[name]
-    against, other = min(reversed(earlier), key=lambda item: _distance(stage, item[1]))
+    against, _ = min(reversed(earlier), key=lambda item: _distance(stage, item[1]))
     differences = _reasons(plan, read_plan(store, against), name)
     lines = [f"{name} of run {found} against run {against}:"]
     lines += [f"  {difference}" for difference in differences] or [
@@ -116,6 +120,46 @@ def kept_keys(store: Store) -> set[str]:
                 if not present.issuperset(readers):
                     kept.add(stage.chunks[index].key)
     return kept
+
+
+def export_run_stage(store: Store, run_id: str, name: str, destination: str) -> None:
+    """Write what a stage of a run made as one Zarr array; overlapping windows are blended.
+
+    Raises:
+        UsageError: If there is no such stage, chunks of it are missing, or the destination exists.
+    """
+    from latentloom.storage.export import export_stage
+
+    found = find_run(store, run_id)
+    records, rule = stage_records(store, found, name)
+    attributes = {"run": found, "stage": name}
+    export_stage(store, records, destination, overlaps=rule, attributes=attributes)
+
+
+def stage_records(store: Store, run_id: str, name: str) -> tuple[list[Record], Overlaps | None]:
+    """Return the records of a finished stage in order, and how its overlapping windows are read.
+
+    Raises:
+        UsageError: If there is no such stage, or chunks of it are missing.
+    """
+    plan = read_plan(store, run_id)
+    if name not in plan.by_name or not plan.by_name[name].stored:
+        known = ", ".join(stage.name for stage in plan.stages if stage.stored)
+        raise UsageError(f"run {run_id} has no stage {name!r}; its stages are: {known}")
+    stage = plan.by_name[name]
+    found = [store.find(chunk.key) for chunk in stage.chunks]
+    records = [record for record in found if record is not None]
+    if len(records) < len(found):
+        raise UsageError(
+            f"stage {name!r} of run {run_id} lacks {len(found) - len(records)} of {len(found)} chunks;"
+            f" `latentloom resume {run_id}` computes them (frames are deleted unless keep: true)"
+        )
+    if stage.unit != "windows":
+        return records, None
+    rule = stage.variants[0].fields["windows"]
+    # Noise is never blended: the average of two windows' noise has too little of it.
+    shape = None if stage.produces == "noise" else rule["weights"]
+    return records, Overlaps(frames=rule["overlap"], shape=shape)
 
 
 def sample_rows(plan: Plan, output: str) -> list[list[Any]]:

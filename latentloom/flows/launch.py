@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from latentloom.errors import HeldError, LatentloomError
 from latentloom.flows import engine
@@ -64,10 +63,8 @@ def launch(
                 workers=workers,
                 threads=plan.recipe.numerics.threads,
                 devices=devices,
-                notice=partial(
-                    write, "stopping after the chunk at hand; press Ctrl-C again to stop now"
-                ),
-                while_starting=partial(importlib.import_module, "latentloom.flows.edit"),
+                notice=lambda: _say_stopping(write),
+                while_starting=_import_flow,
             ) as runner,
         ):
             from latentloom.flows import edit
@@ -84,6 +81,14 @@ def launch(
     except LatentloomError as error:
         return read_state(store, state.run), error
     return read_state(store, state.run), None
+
+
+def _say_stopping(write: Write) -> None:
+    write("stopping after the chunk at hand; press Ctrl-C again to stop now")
+
+
+def _import_flow() -> None:
+    importlib.import_module("latentloom.flows.edit")
 
 
 def _check_output(plan: Plan, *, overwrite: bool) -> None:
@@ -110,9 +115,7 @@ def _state_of(store: Store, plan: Plan, run_id: str | None, *, overwrite: bool) 
     return read_state(store, run_id)
 
 
-def _progress(
-    store: Store, plan: Plan, state: RunState, workers: int, write: Write
-) -> Progress:
+def _progress(store: Store, plan: Plan, state: RunState, workers: int, write: Write) -> Progress:
     from latentloom.tasks.published import is_published
 
     published = state.output is not None and is_published(plan, state.output)

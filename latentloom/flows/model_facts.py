@@ -87,7 +87,9 @@ def _kind(name: str, folder: Path) -> ModelKind:
     if unet.get("_class_name") == "StandInDenoiser":
         return "video" if unet.get("windowed") else "image"
     if unet.get("_class_name") == "UNet2DConditionModel":
-        return "upsampler" if unet.get("in_channels") == 2 * unet.get("out_channels", 0) else "image"
+        return (
+            "upsampler" if unet.get("in_channels") == 2 * unet.get("out_channels", 0) else "image"
+        )
     raise ModelError(
         f"models.{name}: {folder} holds no model of a known kind (its class is"
         f" {own or unet.get('_class_name') or 'not named'}); give a folder in diffusers' layout"

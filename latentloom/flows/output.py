@@ -35,7 +35,9 @@ def output_path(recipe: Recipe, facts: Facts) -> str | None:
     return path
 
 
-def encode_settings(recipe: Recipe, facts: Facts, size: tuple[int, int] | None = None) -> EncodeSettings:
+def encode_settings(
+    recipe: Recipe, facts: Facts, size: tuple[int, int] | None = None
+) -> EncodeSettings:
     """Return the encoder's settings.
 
     Args:

@@ -15,9 +15,7 @@ from latentloom.schemas.recipe import Recipe, Redo
 _FRAMES = re.compile(r"^(\d+):(\d+)$")
 
 
-def with_redo(
-    plan: Plan, *, frames: str, seed: int | None, overrides: Sequence[str]
-) -> Recipe:
+def with_redo(plan: Plan, *, frames: str, seed: int | None, overrides: Sequence[str]) -> Recipe:
     """Return a plan's recipe with one more range in which other values hold.
 
     Args:

@@ -1,7 +1,7 @@
 """Look up what a plan depends on: the source's index and digest, the models' digests, the machine.
 
-Digests are cached in the store by path, size and time of change. Neither torch nor Prefect is imported: a child
-process, where the work will run, is asked what ``device: auto`` is.
+Digests are cached in the store by path, size and time of change. Neither torch nor Prefect is imported: a
+child process, where the work will run, is asked what ``device: auto`` is.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from latentloom.errors import RecipeError
 from latentloom.schemas.media import VideoInfo
@@ -50,7 +51,7 @@ def plan_shots(recipe: Recipe, info: VideoInfo, start: int, stop: int) -> list[S
     bounds.update(frame for redo in recipe.redo for frame in redo.frames)
     cuts = sorted(frame for frame in bounds if start <= frame <= stop)
     shots = []
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in pairwise(cuts):
         prompts = next((entry for x, y, entry in spans if x <= a < y), None)
         if prompts is None:
             raise RecipeError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from latentloom.flows.need import Need
 from latentloom.schemas.plan import Plan, PlannedStage
@@ -72,6 +73,4 @@ def _split(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
     """Cut indices into at most ``parts`` consecutive groups of nearly equal length."""
     parts = max(1, min(parts, len(indices)))
     bounds = [len(indices) * part // parts for part in range(parts + 1)]
-    return tuple(
-        tuple(indices[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b
-    )
+    return tuple(tuple(indices[a:b]) for a, b in pairwise(bounds) if a < b)

@@ -1,8 +1,23 @@
 """What a Dask worker does before its first task. Dask knows the function by its name."""
 
+import logging
+import os
 import signal
+import sys
+import warnings
+
+LOG_LEVEL = "LATENTLOOM_LOG_LEVEL"
 
 
 def dask_setup(worker: object) -> None:
-    """Leave Ctrl-C to the main process, which asks for a stop between chunks."""
+    """Behave as the main process does: leave Ctrl-C to it, show our log lines and nothing else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not os.environ.get("LATENTLOOM_DEBUG"):
+        warnings.simplefilter("ignore")
+    level = int(os.environ.get(LOG_LEVEL, logging.WARNING))
+    logger = logging.getLogger("latentloom")
+    logger.setLevel(level)
+    if level < logging.WARNING:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 Range = tuple[int, int]
 
@@ -64,7 +65,7 @@ def plan_chunks(start: int, stop: int, *, size: int) -> list[Range]:
     if size < 1:
         raise ValueError(f"chunk size {size} must be at least 1")
     cuts = [start, *range((start // size + 1) * size, stop, size), stop]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def overlapping(starts: Sequence[int], stops: Sequence[int], start: int, stop: int) -> range:

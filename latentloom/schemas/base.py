@@ -7,7 +7,7 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 _CLOCK = re.compile(r"^(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:\.\d+)?)$")
 _SECONDS = re.compile(r"^(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|min|h)?$")
@@ -23,7 +23,8 @@ class Schema(BaseModel):
 def parse_seconds(value: Any) -> Any:
     """Read ``12.5``, ``12.5s``, ``250ms``, ``2m``, ``01:02.5`` or ``01:02:03.250`` as seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("expected seconds, such as 2.5, 2.5s or 00:01:02.500")
+        # Pydantic turns ValueError into a fault of the file, but not TypeError.
+        raise ValueError("expected seconds, such as 2.5, 2.5s or 00:01:02.500")  # noqa: TRY004
     if isinstance(value, int | float):
         return float(value)
     text = value.strip()
@@ -35,18 +36,16 @@ def parse_seconds(value: Any) -> Any:
     raise ValueError("expected seconds, such as 2.5, 2.5s or 00:01:02.500")
 
 
-Seconds = Annotated[
-    float, BeforeValidator(parse_seconds, json_schema_input_type=float | str)
-]
+Seconds = Annotated[float, BeforeValidator(parse_seconds, json_schema_input_type=float | str)]
 
 
-def canonical_json(value: JsonValue) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """Write JSON that is the same for equal values: sorted keys, no spaces, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode()
 
 
-def digest(value: JsonValue) -> str:
+def digest(value: Any) -> str:
     """Return the sha256, in hex, of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 

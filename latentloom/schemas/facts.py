@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from latentloom.schemas.base import Schema
 from latentloom.schemas.media import VideoInfo
 
@@ -54,7 +56,7 @@ class ModelFacts(Schema):
     """Widest level of the denoiser; for the memory estimate."""
     vae_channels: int = 128
     """Channels of the VAE at full resolution; for the memory estimate."""
-    scheduler: dict[str, Any] = {}
+    scheduler: dict[str, Any] = Field(default_factory=dict)
     """The part of its scheduler's configuration that sampling depends on."""
 
 
@@ -79,5 +81,5 @@ class Facts(Schema):
     source: SourceFacts
     models: dict[str, ModelFacts]
     machine: MachineFacts
-    measured_bytes: dict[str, int] = {}
+    measured_bytes: dict[str, int] = Field(default_factory=dict)
     """Peak bytes measured by earlier runs, by calibration key."""

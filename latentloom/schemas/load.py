@@ -68,7 +68,9 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     data = recipe.model_dump(mode="json")
     for text in overrides:
         if text.partition(".")[0] not in ("stages", "prompts"):
-            raise UsageError(f"override {text!r}: only stages and prompts can differ within a video")
+            raise UsageError(
+                f"override {text!r}: only stages and prompts can differ within a video"
+            )
         apply_override(data, text)
     changed = validate_recipe(data, name="override")
     if [(s.name, s.op, s.inputs) for s in changed.stages] != [
@@ -114,9 +116,7 @@ def _child(node: Any, part: str, dotted: str) -> Any:
     raise UsageError(f"override {dotted!r}: no {part!r} here; there are: {known}")
 
 
-def _validate(
-    data: dict[str, Any], document: Any, file: Path, overridden: Sequence[str]
-) -> Recipe:
+def _validate(data: dict[str, Any], document: Any, file: Path, overridden: Sequence[str]) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -206,8 +206,10 @@ def _without_tags(location: Sequence[str | int], data: Any) -> tuple[str | int, 
     kept: list[str | int] = []
     node = data
     for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(node, dict) and (part in node or (last and isinstance(part, str))):
+        last = position == len(location) - 1 and isinstance(part, str)
+        if isinstance(node, dict) and node.get("op") == part and part not in node:
+            continue
+        if isinstance(node, dict) and (part in node or last):
             kept.append(part)
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int):
@@ -231,7 +233,9 @@ def _known_fields(location: Sequence[str | int], data: Mapping[str, Any]) -> lis
     stages = {
         schema.model_fields["op"].annotation.__args__[0]: schema  # type: ignore[union-attr]
         for schema in vars(stage_schemas).values()
-        if isinstance(schema, type) and issubclass(schema, BaseModel) and "op" in schema.model_fields
+        if isinstance(schema, type)
+        and issubclass(schema, BaseModel)
+        and "op" in schema.model_fields
     }
     for part in location:
         if isinstance(part, str) and part in stages and model is Recipe:

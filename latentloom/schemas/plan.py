@@ -17,7 +17,7 @@ from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stages import Kind
 
 Unit = Literal["source", "frames", "windows", "segments"]
-PLAN_FORMAT = 1
+PLAN_FORMAT: Literal[1] = 1
 
 
 class StageVariant(Schema):
@@ -64,7 +64,7 @@ class PlannedStage(Schema):
     produces: Kind | Literal["video"]
     inputs: tuple[str, ...]
     """Names of the stages it reads."""
-    models: dict[str, str] = {}
+    models: dict[str, str] = Field(default_factory=dict)
     """Role of each model in this stage, and its name among the plan's facts."""
     frame_shape: tuple[int, ...]
     """Shape of one frame: (C, h, w) of latents, (H, W, 3) of frames, () of segments."""

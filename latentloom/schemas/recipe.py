@@ -222,7 +222,7 @@ class Recipe(Schema):
     """Names runs and the ``{name}`` of output paths."""
     source: Source
     """The video to edit."""
-    models: dict[Name, ModelSpec] = {}
+    models: dict[Name, ModelSpec] = Field(default_factory=dict)
     """Models by the names that stages use."""
     prompts: Annotated[
         tuple[TimedPrompts, ...],

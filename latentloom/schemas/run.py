@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from latentloom.schemas.base import Schema
 
@@ -59,5 +59,3 @@ class RunState(Schema):
     """Why it failed."""
     stages: tuple[StageTally, ...] = ()
     """What it did, once it is finished."""
-    extra: dict[str, Any] = {}
-    """More that is worth showing."""

@@ -200,9 +200,10 @@ class FuseStage(_StageFields):
             raise ValueError("more than two sources need a weight each; they sum to 1")
         if self.toward is not None and self.toward not in names:
             raise ValueError(f"toward {self.toward!r} is no source; sources are {', '.join(names)}")
-        if self.num_inference_steps is not None and self.first_mixed_step(
-            self.num_inference_steps
-        ) >= self.num_inference_steps:
+        if (
+            self.num_inference_steps is not None
+            and self.first_mixed_step(self.num_inference_steps) >= self.num_inference_steps
+        ):
             raise ValueError(
                 f"tau {self.tau} must be smaller than num_inference_steps {self.num_inference_steps}"
             )

@@ -35,7 +35,9 @@ def read_yaml(path: Path) -> Any:
         reason = error.strerror or "cannot be read"
         raise RecipeError(f"{path}: {reason}; give the path of a recipe") from error
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: {len(data)} bytes are more than a recipe may have ({MAX_BYTES})")
+        raise RecipeError(
+            f"{path}: {len(data)} bytes are more than a recipe may have ({MAX_BYTES})"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,9 +95,8 @@ def line_of(document: Any, location: Location) -> int | None:
 
 
 def _check_depth(text: str, name: str) -> None:
-    depth = count = 0
-    for event in YAML(typ="rt", pure=True).parse(StringIO(text)):
-        count += 1
+    depth = 0
+    for count, event in enumerate(YAML(typ="rt", pure=True).parse(StringIO(text))):
         if isinstance(event, MappingStartEvent | SequenceStartEvent):
             depth += 1
         elif isinstance(event, NodeEvent):

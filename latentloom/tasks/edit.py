@@ -21,7 +21,9 @@ def edit(chunk: OpenChunk) -> Array:
     height, width = frames.shape[-2:]
     multiple = model.vae.downscale * chunk.plan.facts.models[stage.model].latent_multiple
     padded = pad_to(frames, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    clean = in_micro_batches(model.vae.encode_latents, chunk.micro_batch, padded.to(model.vae.device))
+    clean = in_micro_batches(
+        model.vae.encode_latents, chunk.micro_batch, padded.to(model.vae.device)
+    )
 
     noise = draw_noise(chunk, tuple(clean.shape[1:])).to(clean.device)
     noisy = sampler.add_noise(clean, noise, stage.num_inference_steps - start)

@@ -31,10 +31,7 @@ def fuse(chunk: OpenChunk) -> Array:
     inverted = chunk.input_latents().to(models[0].denoiser.device)
     start = sampler.start_index(1.0 if stage.strength is None else stage.strength)
     fused = fuse_denoise(
-        [
-            _step(chunk, stage, index, model, sampler)
-            for index, model in enumerate(models)
-        ],
+        [_step(chunk, stage, index, model, sampler) for index, model in enumerate(models)],
         [_initial(chunk, index, source, inverted) for index, source in enumerate(stage.sources)],
         _schedule(stage, models, num_steps),
         start=start,

@@ -103,7 +103,9 @@ def _finish_chunk(chunk: OpenChunk, index: int, journal: _Journal) -> bool:
 
 
 def _compute(chunk: OpenChunk, index: int) -> Array:
-    where = f"stage {chunk.stage.name!r}, chunk {index} (frames {chunk.chunk.start}-{chunk.chunk.stop})"
+    where = (
+        f"stage {chunk.stage.name!r}, chunk {index} (frames {chunk.chunk.start}-{chunk.chunk.stop})"
+    )
     try:
         return STAGES[chunk.stage.op](chunk)
     except LatentloomError:

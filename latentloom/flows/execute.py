@@ -1,0 +1,215 @@
+"""Run a registered plan to its end: look at the records, compute what is needed, publish.
+
+A step is over when the records say so; what vanished meanwhile is looked for again. How a step's task
+groups are run is the caller's: ``flows.edit`` submits them to Prefect.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
+from latentloom.flows.need import deletable, find_need
+from latentloom.flows.runs import update_state
+from latentloom.flows.steps import Step, plan_steps
+from latentloom.schemas.event import Event, EventKind
+from latentloom.schemas.plan import Plan
+from latentloom.schemas.run import RunState, RunStateName, StageTally
+from latentloom.storage.leases import lease
+from latentloom.storage.store import Store
+from latentloom.tasks.group import work_through, worker_name
+from latentloom.tasks.publish import publish
+from latentloom.tasks.published import check_output, is_published
+from latentloom.tasks.stop import stop_requested
+
+MAX_ROUNDS = 5
+"""How often a run looks again after chunks vanished under it, before it gives up."""
+
+RunGroups = Callable[[Step], int]
+"""Runs the task groups of a step side by side, and returns how many chunks they computed."""
+
+
+def execute(
+    store: Store,
+    plan: Plan,
+    state: RunState,
+    *,
+    workers: int = 1,
+    run_groups: RunGroups | None = None,
+) -> RunState:
+    """Run a plan, alone: another process with the same plan waits until this one is done.
+
+    Args:
+        store: Where chunks lie.
+        plan: The plan of a registered run.
+        state: The run's state.
+        workers: Task groups that run at once.
+        run_groups: How they are run; one by one, in this process, by default.
+
+    Returns:
+        The run's final state.
+
+    Raises:
+        LatentloomError: What went wrong; finished chunks are kept, and the same call continues.
+    """
+    with lease(store, f"plan-{plan.digest[:40]}", stop=stop_requested):
+        groups = run_groups or _in_this_process(store, plan, state.run)
+        return _Execution(store, plan, state, workers, groups).run_to_the_end()
+
+
+def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
+    def run_groups(step: Step) -> int:
+        return sum(work_through(store, plan, run_id, step.stage, group) for group in step.groups)
+
+    return run_groups
+
+
+@dataclass
+class _Execution:
+    store: Store
+    plan: Plan
+    state: RunState
+    workers: int
+    run_groups: RunGroups
+    computed: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def run_to_the_end(self) -> RunState:
+        """Compute and publish; the state and an event say how it ended."""
+        self.state = update_state(self.store, self.state, state="running", error=None)
+        self._note("run_started")
+        try:
+            self._compute_and_publish()
+        except InterruptedRunError:
+            self._end("interrupted", "run_interrupted", "interrupted; the same command resumes")
+            raise
+        except BaseException as error:
+            self._end("failed", "run_failed", str(error) or type(error).__name__)
+            raise
+        stages = tuple(self._tallies())
+        self.state = update_state(self.store, self.state, state="finished", stages=stages)
+        self._note("run_finished")
+        return self.state
+
+    def _compute_and_publish(self) -> None:
+        output = self.state.output
+        if output is not None:
+            check_output(output, source=self.plan.facts.source.path, overwrite=self.state.overwrite)
+        published = output is not None and is_published(self.plan, output)
+        for _ in range(MAX_ROUNDS - 1):
+            try:
+                self._one_round(output, published=published)
+            except MissingChunkError as error:
+                self._note("note", message=str(error))
+            else:
+                return
+        self._one_round(output, published=published)
+
+    def _one_round(self, output: str | None, *, published: bool) -> None:
+        self._compute_needed(published=published)
+        if output is not None and not published:
+            self._publish(output)
+        self._sweep()
+
+    def _compute_needed(self, *, published: bool) -> None:
+        need = find_need(self.plan, self._present(), published=published)
+        for step in plan_steps(self.plan, need, workers=self.workers):
+            begun = time.monotonic()
+            self._run_step(step)
+            self.seconds[step.stage] += time.monotonic() - begun
+
+    def _run_step(self, step: Step) -> None:
+        if stop_requested():
+            raise InterruptedRunError(
+                f"stopped before stage {step.stage!r}; the same command resumes"
+            )
+        self.computed[step.stage] += self.run_groups(step)
+        self._check_records(step)
+        self._delete_behind(step)
+
+    def _check_records(self, step: Step) -> None:
+        stage = self.plan.by_name[step.stage]
+        keys = [stage.chunks[index].key for group in step.groups for index in group]
+        missing = set(keys) - self.store.present(keys)
+        if missing:
+            raise MissingChunkError(
+                f"stage {step.stage!r}: {len(missing)} chunks have no record after their tasks ended"
+            )
+
+    def _delete_behind(self, step: Step) -> None:
+        """Delete the frames that this step was the last to read."""
+        stage = self.plan.by_name[step.stage]
+        feeders = [self.plan.by_name[name] for name in stage.inputs]
+        if any(feeder.transient for feeder in feeders):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        transient = [stage for stage in self.plan.stages if stage.transient]
+        if not transient:
+            return
+        names = {stage.name for stage in transient}
+        keys = [
+            chunk.key
+            for stage in self.plan.stages
+            if stage.name in names or names & set(stage.inputs)
+            for chunk in stage.chunks
+        ]
+        present = self.store.present(keys)
+        for stage in transient:
+            for index in deletable(self.plan, stage, present):
+                self.store.delete(stage.chunks[index].key)
+
+    def _publish(self, output: str) -> None:
+        begun = time.monotonic()
+        publish(
+            self.store,
+            self.plan,
+            run_id=self.state.run,
+            output=output,
+            overwrite=self.state.overwrite,
+        )
+        self.seconds["encode_video"] += time.monotonic() - begun
+
+    def _present(self) -> set[str]:
+        return self.store.present(list(self.plan.keys()))
+
+    def _tallies(self) -> list[StageTally]:
+        present = self._present()
+        tallies = []
+        for stage in self.plan.stages:
+            lasting = [] if stage.transient or not stage.stored else stage.chunks
+            there = sum(chunk.key in present for chunk in lasting)
+            computed = min(self.computed[stage.name], there)
+            tallies.append(
+                StageTally(
+                    op=stage.op,
+                    name=stage.name,
+                    key=stage.key,
+                    chunks=len(lasting),
+                    computed=computed,
+                    reused=there - computed,
+                    transient=self.computed[stage.name] if stage.transient else 0,
+                    seconds=round(self.seconds[stage.name], 3),
+                )
+            )
+        return tallies
+
+    def _end(self, state: RunStateName, kind: EventKind, message: str) -> None:
+        try:
+            self.state = update_state(self.store, self.state, state=state, error=message)
+            self._note(kind, message=message)
+        except (LatentloomError, OSError):
+            return  # The store is what failed; the error that is on its way says so.
+
+    def _note(self, kind: EventKind, **detail: str) -> None:
+        event = Event(
+            time=time.time(),
+            kind=kind,
+            run=self.state.run,
+            worker=worker_name(),
+            detail=dict(detail),
+        )
+        self.store.append_events(self.state.run, worker_name(), [event])

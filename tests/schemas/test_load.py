@@ -1,0 +1,182 @@
+"""Recipes from files: every fault at once, each with its line and what to do."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from latentloom.errors import PolicyError, RecipeError, UsageError
+from latentloom.schemas.base import parse_seconds
+from latentloom.schemas.load import load_recipe, with_overrides
+from latentloom.schemas.stages import FuseStage
+
+GOOD = """\
+version: 1
+source: {uri: clip.mp4}
+models:
+  image: {path: "embedded:sprites/image"}
+prompts: {source: a, target: b}
+stages:
+  - {op: encode}
+  - op: invert
+    model: image
+    num_inference_steps: 20
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def faults(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(folder, text), overrides)
+    return [fault.replace(str(folder) + "/", "") for fault in caught.value.faults]
+
+
+def test_good_recipe_loads_with_absolute_paths(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert recipe.source.uri == str(tmp_path / "clip.mp4")
+    assert [stage.name for stage in recipe.stages] == ["encode", "invert"]
+    assert recipe.prompts[0].target == "b"
+
+
+def test_all_faults_come_at_once_with_their_lines(tmp_path: Path) -> None:
+    text = GOOD.replace("source: a", "sorce: a").replace(
+        "num_inference_steps", "num_inference_step"
+    )
+    text = text.replace("{op: encode}", "{op: encode, name: invert}")
+    assert faults(tmp_path, text + "seed: many\n") == [
+        "recipe.yaml:5: prompts.sorce: unknown field; did you mean source?",
+        "recipe.yaml:11: seed: input should be a valid integer, unable to parse string as an"
+        " integer, got 'many'",
+        "recipe.yaml:10: stages[1].num_inference_step: unknown field;"
+        " did you mean num_inference_steps?",
+        "recipe.yaml:8: stages[1].name: duplicate stage name 'invert';"
+        " give one of them another name",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("version: 1", "version: 2", "recipe.yaml:1: version: input should be 1, got 2"),
+        ("op: invert", "op: revert", "recipe.yaml:8: stages[1]: "),
+        ("{op: encode}", "{op: encode, inputs: [x]}", "stages[0].inputs: unknown input 'x'"),
+        ("{uri: clip.mp4}", "{uri: a, start: 9, end: 5}", "end 5 s must lie after start 9 s"),
+        ("{uri: clip.mp4}", "{uri: a, end: 9, duration: 5}", "give end or duration, not both"),
+        ('{path: "embedded:sprites/image"}', "{}", "give exactly one of path and repo_id"),
+        ("{op: encode}", "{op: encode, name: encode_video}", "is taken by the system"),
+        ("source: {uri", "source: {uri: [", "not YAML"),
+    ],
+)
+def test_each_fault_says_where_and_what(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    assert any(fault in line for line in faults(tmp_path, GOOD.replace(old, new)))
+
+
+def test_windows_that_overlap_whole_and_tau_past_the_end_are_faults(tmp_path: Path) -> None:
+    fuse = "  - {op: fuse, tau: 20, num_inference_steps: 20, sources: [{model: a}, {model: b}]}\n"
+    text = GOOD + fuse + "windows: {size: 8, overlap: 8}\n"
+    assert faults(tmp_path, text) == [
+        "recipe.yaml:12: windows: overlap 8 must be smaller than size 8",
+        "recipe.yaml:11: stages[2]: tau 20 must be smaller than num_inference_steps 20",
+    ]
+
+
+def test_missing_file_is_one_fault(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_deep_nesting_is_refused_not_a_crash(tmp_path: Path) -> None:
+    assert "nested deeper" in faults(tmp_path, "a: " + "[" * 2000 + "]" * 2000)[0]
+
+
+def test_huge_file_is_refused(tmp_path: Path) -> None:
+    assert "more than a recipe may have" in faults(tmp_path, "a: " + "x" * (1 << 20))[0]
+
+
+def test_override_addresses_a_stage_by_name(tmp_path: Path) -> None:
+    overrides = ["stages.invert.num_inference_steps=5", "prompts.target=a=b", "seed=3"]
+    recipe = load_recipe(write(tmp_path, GOOD), overrides)
+    assert recipe.stages[1].model_dump()["num_inference_steps"] == 5
+    assert recipe.prompts[0].target == "a=b"
+    assert recipe.seed == 3
+
+
+def test_override_with_a_wrong_value_is_named_as_override(tmp_path: Path) -> None:
+    found = faults(tmp_path, GOOD, "stages.invert.num_inference_steps=0")
+    assert found[0].startswith("override: stages[1].num_inference_steps: ")
+
+
+@pytest.mark.parametrize("text", ["seed", "stages.none.alpha=1", "=4"])
+def test_override_without_a_place_is_a_usage_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="override"):
+        load_recipe(write(tmp_path, GOOD), [text])
+
+
+def test_paths_in_a_file_are_confined_and_those_of_the_command_line_are_not(
+    tmp_path: Path,
+) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    text = GOOD.replace("clip.mp4", str(outside / "clip.mp4"))
+    with pytest.raises(PolicyError, match="lies outside"):
+        load_recipe(write(inside, text))
+    uri = f"source.uri={outside / 'clip.mp4'}"
+    assert load_recipe(write(inside, text), [uri]).source.uri == str(outside / "clip.mp4")
+    assert load_recipe(write(inside, text), roots=[outside]).source.uri.startswith(str(outside))
+
+
+def test_path_that_climbs_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    with pytest.raises(PolicyError):
+        load_recipe(write(tmp_path / "inside", GOOD.replace("clip.mp4", "../../../../clip.mp4")))
+
+
+def test_overrides_of_a_range_touch_stages_and_prompts_only(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    changed = with_overrides(recipe, ["prompts.target=c"])
+    assert changed.prompts[0].target == "c"
+    with pytest.raises(UsageError, match="only stages and prompts"):
+        with_overrides(recipe, ["source.uri=x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (2, 2.0),
+        ("2.5s", 2.5),
+        ("250ms", 0.25),
+        ("2m", 120.0),
+        ("01:02.5", 62.5),
+        ("01:02:03.250", 3723.25),
+    ],
+)
+def test_seconds_are_read_as_people_write_them(text: object, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1:2:3:4", True, None, [1]])
+def test_what_is_no_time_is_a_clear_error(text: object) -> None:
+    with pytest.raises(ValueError, match="expected seconds"):
+        parse_seconds(text)
+
+
+def test_tau_is_a_step_or_a_fraction() -> None:
+    sources = [{"model": "a"}, {"model": "b"}]
+    stage = FuseStage.model_validate({"op": "fuse", "sources": sources, "tau": 0.3})
+    assert stage.first_mixed_step(20) == 6
+    stage = FuseStage.model_validate({"op": "fuse", "sources": sources, "tau": 3})
+    assert stage.first_mixed_step(20) == 3
+
+
+def test_recipe_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(RecipeError(["a: b", "c: d"])))
+    assert error.faults == ("a: b", "c: d")
+    assert str(error) == "a: b\nc: d"
