@@ -36,8 +36,8 @@ def test_wheel_holds_the_data_beside_the_code(wheel: Path) -> None:
 
 def test_wheel_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site]
-    subprocess.run([*pip, wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
     program = "import latentloom.cli; print(latentloom.cli.__file__); latentloom.cli.main()"
     asked = subprocess.run(
         [sys.executable, "-P", "-c", program, "--help"],

@@ -168,6 +168,14 @@ def test_cluster_replaces_a_killed_worker(toys: Toys, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_workers_show_our_log_lines_and_no_others(toys: Toys) -> None:
+    toy = toys.start("2", "run", "run", "run", LATENTLOOM_TEST_LOG="1")
+    _, err = toy.finish()
+    assert len(err.splitlines()) == 3
+    assert all(" run in " in line for line in err.splitlines())
+
+
+@pytest.mark.slow
 def test_work_that_kills_every_worker_fails_alone(toys: Toys) -> None:
     toy = toys.start("2", "run", "die", "run", "run")
     out, err = toy.finish()

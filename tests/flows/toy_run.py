@@ -5,6 +5,7 @@ of stdout is a JSON object: the failures by index, and whether a stop was reques
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 @task(cache_policy=NO_CACHE, persist_result=False)
 def act(action: str) -> str:
     """Do what the action says."""
+    logging.getLogger("latentloom.toy").info("%s in %s", action, os.getpid())
     if action == "fail":
         raise MediaError("no such video")
     if action == "die":
@@ -51,6 +53,8 @@ def act_all(actions: list[str]) -> dict[str, str]:
 
 def main() -> None:
     """Run the flow on as many workers as the command line says."""
+    if "LATENTLOOM_TEST_LOG" in os.environ:
+        logging.getLogger("latentloom").setLevel(logging.INFO)
     with engine.session(workers=int(sys.argv[1])) as runner:
         failures = act_all.with_options(task_runner=runner)(sys.argv[2:])
         print(json.dumps({"failures": failures, "stopped": stop_requested()}), flush=True)
