@@ -1,4 +1,4 @@
-"""The objective that every denoiser of the family is trained on: v-prediction on one noise schedule.
+"""The objective of every denoiser of the family: v-prediction on one noise schedule.
 
 Shapes: B samples; latents `(B, 4, ...)`.
 """
@@ -10,9 +10,9 @@ from typing import Final
 import torch
 from diffusers import DDIMScheduler
 
-# Above this signal-to-noise ratio a step's weight falls: the last touches are easy, and would drown the
-# rest. Below it the weights are those of a plain v-loss, so that the noisy steps, where colours are
-# decided, keep theirs; min-SNR (2303.09556) would take it from them.
+# Above this signal-to-noise ratio a step's weight falls: the last touches would drown the rest. Below
+# it the weights are those of a plain v-loss, so that the noisy steps, where colours are decided, keep
+# theirs; min-SNR (2303.09556) would take it from them.
 MAX_SNR: Final = 10.0
 
 

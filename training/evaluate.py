@@ -1,7 +1,7 @@
 """Measure the embedded family on held-out clips, by the world's own truth.
 
-Every clip's sprite is recoloured. Arms: the image model alone, the video model alone, both fused; each from
-the source's inverted latents and from per-frame noise. And the round trip through inversion.
+Every clip's sprite is recoloured. Arms: the image model alone, the video model alone, both fused; each
+from the source's inverted latents and from per-frame noise. And the round trip through inversion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The loop that every training runs: seeded batches, averaged weights, checkpoints, a log."""
+"""The loop that every training runs: seeded batches, averaged weights, checkpoints, a log.
+
+Started by `torchrun --nproc-per-node R`, R processes train on batches of their own and meet every few
+steps to average their weights (local SGD, 1805.09767). On a busy machine that beats R threads, which
+wait for each other in every layer.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -17,6 +23,10 @@ import torch
 HERE: Final = Path(__file__).resolve().parent
 WORK: Final = HERE.parent / ".training"
 LOG_EVERY: Final = 50
+# Steps between meetings of the processes.
+MEET_EVERY: Final = 5
+RANK: Final = int(os.environ.get("RANK", "0"))
+RANKS: Final = int(os.environ.get("WORLD_SIZE", "1"))
 
 # (rng, generator) of a step -> the loss to minimise, and what else to log.
 Draw = Callable[[random.Random, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
@@ -53,8 +63,8 @@ def fit(
 ) -> int:
     """Train until the steps or the minutes run out, whichever comes first.
 
-    The learning rate falls along a cosine of the finished fraction, so that a training which runs out of
-    minutes ends as calmly as one that takes all its steps.
+    The learning rate falls along a cosine of the finished fraction, so that a training which runs out
+    of minutes ends as calmly as one that takes all its steps.
 
     Args:
         name: Names the checkpoint and the log; a checkpoint that exists is continued.
@@ -69,25 +79,27 @@ def fit(
         The steps taken.
     """
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    print(f"{name}: {sum(p.numel() for p in parameters):,} trained parameters", flush=True)
+    if RANKS > 1:
+        torch.distributed.init_process_group("gloo")
     optimiser = torch.optim.AdamW(parameters, config.rate, betas=(0.9, 0.99), weight_decay=0.01)
     state = _State(name, config, modules, optimiser)
     log = _Log(name, resumed=state.load())
+    state.meet()
     while state.progress < 1:
-        seed = config.seed * 1_000_000 + state.step
+        seed = (config.seed * 1_000_000 + state.step) * RANKS + RANK
         optimiser.param_groups[0]["lr"] = state.rate
         loss, facts = draw(random.Random(seed), torch.Generator().manual_seed(seed))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        state.advance()
+        state.step += 1
         log.add(state.step, state.seconds, {"loss": loss.item(), **facts})
+        if state.step % MEET_EVERY == 0:
+            state.meet()
         if state.step % export_every == 0:
-            state.save()
-            _with_average(state, export)
-    state.save()
-    _with_average(state, export)
+            state.save(export)
+    state.save(export)
     return state.step
 
 
@@ -103,18 +115,13 @@ class _State:
     ) -> None:
         self.path = WORK / f"{name}.pt"
         self.config, self.modules, self.optimiser = config, modules, optimiser
-        self.step, self.spent, self.began = 0, 0.0, time.monotonic()
+        self.step, self.spent, self.began, self.progress = 0, 0.0, time.monotonic(), 0.0
         self.average = {key: value.detach().clone() for key, value in self._named()}
 
     @property
     def seconds(self) -> float:
         """Seconds spent, in earlier sessions too."""
         return self.spent + time.monotonic() - self.began
-
-    @property
-    def progress(self) -> float:
-        """The finished fraction."""
-        return max(self.step / self.config.steps, self.seconds / 60 / self.config.minutes)
 
     @property
     def rate(self) -> float:
@@ -124,23 +131,41 @@ class _State:
         return self.config.rate * warm * (0.02 + 0.98 * wave)
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Count a step and move the average towards the parameters, quickly at first."""
-        self.step += 1
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+    def meet(self) -> None:
+        """Average the weights of all processes, agree on the progress, and update the average."""
+        minutes = self.seconds / 60
+        progress = torch.tensor(max(self.step / self.config.steps, minutes / self.config.minutes))
+        if RANKS > 1:
+            torch.distributed.broadcast(progress, 0)
+            flat = torch.cat([value.flatten() for _, value in self._named()])
+            torch.distributed.all_reduce(flat)
+            parts = flat.div_(RANKS).split([value.numel() for _, value in self._named()])
+            for (_, value), part in zip(self._named(), parts, strict=True):
+                value.copy_(part.view(value.shape))
+        self.progress = float(progress)
+        # Quickly at first: the average must not remember the random start.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) ** MEET_EVERY
         for key, value in self._named():
             self.average[key].lerp_(value, 1 - decay)
 
+    def save(self, export: Callable[[], None]) -> None:
+        """Replace the checkpoint in one rename, and export the averaged weights."""
+        if RANK > 0:
+            return
+        self._write()
+        self._swap()
+        export()
+        self._swap()
+
     @torch.no_grad()
-    def swap(self) -> None:
+    def _swap(self) -> None:
         """Exchange parameters and averages; a second call undoes it."""
         for key, value in self._named():
             kept = value.clone()
             value.copy_(self.average[key])
             self.average[key].copy_(kept)
 
-    def save(self) -> None:
-        """Replace the checkpoint in one rename."""
+    def _write(self) -> None:
         WORK.mkdir(exist_ok=True)
         half = self.path.with_suffix(".part")
         content = {
@@ -180,7 +205,7 @@ class _Log:
     def __init__(self, name: str, *, resumed: bool) -> None:
         path = HERE / "logs" / f"{name}.csv"
         path.parent.mkdir(exist_ok=True)
-        self.file = path.open("a" if resumed else "w", newline="")
+        self.file = path.open("a" if resumed or RANK > 0 else "w", newline="")
         self.writer = csv.writer(self.file, lineterminator="\n")
         self.headed = resumed
         self.recent: list[dict[str, float]] = []
@@ -188,7 +213,7 @@ class _Log:
     def add(self, step: int, seconds: float, facts: dict[str, float]) -> None:
         """Take note of a step; write a row every few."""
         self.recent.append(facts)
-        if step % LOG_EVERY:
+        if step % LOG_EVERY or RANK > 0:
             return
         if not self.headed:
             self.writer.writerow(["step", "seconds", *facts])
@@ -198,9 +223,3 @@ class _Log:
         self.file.flush()
         print(step, f"{seconds:.0f} s", *(f"{value:.5f}" for value in means), flush=True)
         self.recent = []
-
-
-def _with_average(state: _State, export: Callable[[], None]) -> None:
-    state.swap()
-    export()
-    state.swap()

@@ -40,7 +40,9 @@ def main() -> None:
     unet = family.load_unet().to(memory_format=torch.channels_last)
     control = new_control(unet).to(memory_format=torch.channels_last)
 
-    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def draw(
+        rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         clips = [rng.randrange(NUM_CLIPS) for _ in range(config.own["batch"])]
         times = [rng.randrange(NUM_FRAMES) for _ in clips]
         clean = latents[clips, times].float()
@@ -50,9 +52,7 @@ def main() -> None:
             words = text.embed(tokenizer, encoder, captions)
         pictures = np.stack([frames[k, t] for k, t in zip(clips, times, strict=True)])
         outlines = torch.from_numpy(edges(pictures))
-        down, middle = control(
-            noisy, timesteps, words, controlnet_cond=outlines, return_dict=False
-        )
+        down, middle = control(noisy, timesteps, words, controlnet_cond=outlines, return_dict=False)
         predicted = unet(
             noisy,
             timesteps,
@@ -62,7 +62,13 @@ def main() -> None:
         ).sample
         return denoising.loss_of(scheduler, predicted, wanted, timesteps)
 
-    fit("control", config, {"control": control}, draw, lambda: family.export_model("control", control))
+    fit(
+        "control",
+        config,
+        {"control": control},
+        draw,
+        lambda: family.export_model("control", control),
+    )
 
 
 if __name__ == "__main__":

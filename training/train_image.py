@@ -39,7 +39,9 @@ def main() -> None:
     encoder = text.new_text_encoder(tokenizer)
     unet = new_unet().to(memory_format=torch.channels_last)
 
-    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def draw(
+        rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         clips = [rng.randrange(NUM_CLIPS) for _ in range(config.own["batch"])]
         clean = torch.stack([latents[k, rng.randrange(NUM_FRAMES)] for k in clips]).float()
         noisy, timesteps, wanted = denoising.noised(scheduler, clean, generator)

@@ -44,7 +44,9 @@ def main() -> None:
     tokenizer, encoder = family.load_tokenizer(), family.load_text_encoder()
     scheduler, model = denoising.new_scheduler(), new_video_model(family.load_unet())
 
-    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def draw(
+        rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         num_frames, num_clips = rng.choice(config.own["windows"])
         clips = [rng.randrange(NUM_CLIPS) for _ in range(num_clips)]
         first = rng.randrange(NUM_FRAMES - num_frames + 1)

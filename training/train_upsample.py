@@ -1,8 +1,8 @@
 """Train the latent x2 upsampler: 16 x 16 latents of a 64-pixel frame to 32 x 32 ones of 128 pixels.
 
-The input is the noisy large latents beside the small ones, repeated to twice their size and noised to a
-level that the model is told (noise augmentation, 2112.10752 and 2304.08818), so that it forgives what
-another model did to them.
+The input is the noisy large latents beside the small ones, repeated to twice their size and noised to
+a level that the model is told (noise augmentation, 2304.08818), so that it forgives what another model
+did to them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
     small, large = training_pairs(family.load_vae())
     unet = new_upsampler().to(memory_format=torch.channels_last)
 
-    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def draw(
+        rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         clips = [rng.randrange(NUM_CLIPS) for _ in range(config.own["batch"])]
         times = [rng.randrange(len(PAIR_FRAMES)) for _ in clips]
         clean = large[clips, times].float()

@@ -38,7 +38,9 @@ def main() -> None:
     frames = training_frames()
     vae = new_vae().to(memory_format=torch.channels_last)
 
-    def draw(rng: random.Random, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def draw(
+        rng: random.Random, generator: torch.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         images = family.pixels(_batch(frames, config.own["batch"], rng))
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# On 0..1 intensities: a step below LOW leaves no edge, one above HIGH a full edge. Saturation hides how
-# strong a step is, so that the map tells where things are and not what colour they have.
+# On 0..1 intensities: a step below LOW leaves no edge, one above HIGH a full edge. The ceiling hides
+# how strong a step is, so that the map tells where things are and not what colour they have.
 LOW: Final = 0.06
 HIGH: Final = 0.14
 
@@ -39,4 +39,5 @@ def edges(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     horizontal = (down[:, :, 2:] - down[:, :, :-2]) / 4
     vertical = (across[:, 2:] - across[:, :-2]) / 4
     strength = np.sqrt(horizontal**2 + vertical**2).max(axis=-1)
-    return np.clip((strength - LOW) / (HIGH - LOW), 0, 1)[:, None].astype(np.float32)
+    strength = np.clip((strength - LOW) / (HIGH - LOW), 0, 1)
+    return np.asarray(strength[:, None], np.float32)

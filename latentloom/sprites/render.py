@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from latentloom.sprites.scene import RGB, Background, Scene, Shape, Sprite, Style
 
 Float = NDArray[np.float32]
+# What lies between two public functions, in whatever precision it was computed.
+_Reals = NDArray[Any]
 
 FPS: Final = 8.0
 SIZE: Final = 64
@@ -71,8 +73,9 @@ def paint_background(background: Background, size: int = SIZE) -> Float:
 def paint_pattern(background: Background, size: int = SIZE) -> Float:
     """Return the grey of a background at lightness 1, float32 `(size, size)`."""
     x, y = _grid(size)
+    inside: _Reals
     if background.kind == "gradient":
-        return (GRADIENT[0] + (GRADIENT[1] - GRADIENT[0]) * y).astype(np.float32)
+        return np.asarray(GRADIENT[0] + (GRADIENT[1] - GRADIENT[0]) * y, np.float32)
     if background.kind == "plain":
         return np.full((size, size), (DARK + LIGHT) / 2, np.float32)
     repeat = REPEAT[background.kind]
@@ -87,7 +90,7 @@ def paint_pattern(background: Background, size: int = SIZE) -> Float:
         to_centre = np.hypot(_offset(u, repeat), _offset(v, repeat))
         inside = 0.28 * repeat - to_centre
     soft = np.clip(inside * size + 0.5, 0, 1)
-    return (DARK + (LIGHT - DARK) * soft).astype(np.float32)
+    return np.asarray(DARK + (LIGHT - DARK) * soft, np.float32)
 
 
 def cover(sprite: Sprite, seconds: Iterable[float], size: int = SIZE) -> Float:
@@ -112,19 +115,19 @@ def cover_unit(shape: Shape, style: Style, dx: Float, dy: Float, *, pixels: floa
     inside = -_distance(shape, dx, dy)
     if style == "outlined":
         inside = LINE / 2 - np.abs(inside - LINE / 2)
-    return np.clip(inside * pixels + 0.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(inside * pixels + 0.5, 0, 1), np.float32)
 
 
-def _distance(shape: Shape, dx: Float, dy: Float) -> Float:
+def _distance(shape: Shape, dx: _Reals, dy: _Reals) -> _Reals:
     """Return the signed distance to a shape of radius 1, negative inside."""
     if shape == "circle":
-        return np.hypot(dx, dy) - 0.95
+        return np.asarray(np.hypot(dx, dy) - 0.95)
     if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.84
+        return np.asarray(np.maximum(np.abs(dx), np.abs(dy)) - 0.84)
     return _polygon_distance(_TRIANGLE if shape == "triangle" else _STAR, dx, dy)
 
 
-def _polygon_distance(corners: tuple[tuple[float, float], ...], dx: Float, dy: Float) -> Float:
+def _polygon_distance(corners: tuple[tuple[float, float], ...], dx: _Reals, dy: _Reals) -> _Reals:
     """Return the signed distance to a polygon. Source: I. Quilez, "2D distance functions"."""
     square = np.full(dx.shape, np.inf, np.float32)
     sign = np.ones(dx.shape, bool)
@@ -135,20 +138,20 @@ def _polygon_distance(corners: tuple[tuple[float, float], ...], dx: Float, dy: F
         square = np.minimum(square, (wx - along * ex) ** 2 + (wy - along * ey) ** 2)
         above, below, left = dy >= ay, dy < by, ex * wy > ey * wx
         sign ^= (above & below & left) | (~above & ~below & ~left)
-    return np.where(sign, np.sqrt(square), -np.sqrt(square)).astype(np.float32)
+    return np.where(sign, np.sqrt(square), -np.sqrt(square))
 
 
-def _grid(size: int) -> tuple[Float, Float]:
+def _grid(size: int) -> tuple[_Reals, ...]:
     """Return x and y of the pixel centres, as fractions of the side."""
     ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return np.meshgrid(ticks, ticks)  # type: ignore[return-value]
+    return tuple(np.meshgrid(ticks, ticks))
 
 
-def _offset(value: Float, repeat: float) -> Float:
+def _offset(value: _Reals, repeat: float) -> _Reals:
     """Return the signed offset from the nearest repeat's centre."""
-    return np.mod(value, repeat) - repeat / 2
+    return np.asarray(np.mod(value, repeat) - repeat / 2)
 
 
-def _wave(value: Float, repeat: float) -> Float:
+def _wave(value: _Reals, repeat: float) -> _Reals:
     """Return a triangle wave, positive on one half of each repeat, with slope 1."""
-    return repeat / 4 - np.abs(_offset(value, repeat))
+    return np.asarray(repeat / 4 - np.abs(_offset(value, repeat)))

@@ -1,7 +1,7 @@
 """What a clip of the sprite world shows: frozen scenes, and the edits that make one from another.
 
-Positions and sizes are fractions of the picture's side, time is in seconds, so that one scene renders at
-any resolution and frame rate.
+Positions and sizes are fractions of the picture's side, time is in seconds, so that one scene renders
+at any resolution and frame rate.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Motion:
 
     kind: MotionKind = "still"
     amplitude: float = 0.15
-    """Radius, height or half width of the path, as a fraction of the side; unused by still and glide."""
+    """Radius, height or half width of the path, in sides; unused by still and glide."""
     period: float = 3.0
     """Seconds for one round trip; unused by still and glide."""
     phase: float = 0.0

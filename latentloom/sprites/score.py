@@ -1,7 +1,8 @@
 """Judge frames against the scene that they should show.
 
-A sprite is what is saturated, since every background is grey. Its colour is that of its pixels, its shape
-and style those of the template that covers it best, the background that of the best-fitting pattern.
+A sprite is what is saturated, since every background is grey. Its colour is that of its pixels, its
+shape and style those of the template that covers it best, the background that of the best-fitting
+pattern.
 
 Shapes: F frames, H = W = size.
 """

@@ -1,4 +1,4 @@
-"""Give a scene a sound that belongs to it: one tone per sprite, higher when the sprite is higher."""
+"""Give a scene a sound: one tone per sprite, higher when the sprite is higher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from latentloom.sprites.render import FPS
 from latentloom.sprites.scene import COLOURS, Scene
 
-# Pitches in Hz at the bottom of the picture, a pentatonic scale: any two sprites sound well together.
+# Pitches in Hz at the bottom of the picture, a pentatonic scale: any two sound well together.
 _PITCHES: Final = (220.0, 246.9, 277.2, 329.6, 370.0, 440.0)
 _LOUDNESS: Final = 0.3
 _TICKS_PER_SECOND: Final = 100

@@ -25,7 +25,7 @@ class Truth:
     centres: Float
     """`(S, F, 2)`: x and y of each sprite's centre, in pixels."""
     flow: Float
-    """`(F - 1, H, W, 2)`: how far what is in a pixel of frame k moves until frame k + 1, in pixels."""
+    """`(F - 1, H, W, 2)`: how far what a pixel of frame k shows moves until frame k + 1, in pixels."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 
 import pytest
@@ -66,9 +67,7 @@ def test_a_sprite_never_leaves_the_picture(kind: MotionKind) -> None:
 def test_what_moves_moves_smoothly(kind: MotionKind) -> None:
     sprite = Sprite("circle", "red", motion=Motion(kind, heading=(0.2, 0.1)))
     path = [sprite.position(tick / 100) for tick in range(300)]
-    steps = [
-        abs(x1 - x0) + abs(y1 - y0) for (x0, y0), (x1, y1) in zip(path, path[1:], strict=False)
-    ]
+    steps = [abs(x1 - x0) + abs(y1 - y0) for (x0, y0), (x1, y1) in itertools.pairwise(path)]
     assert sum(steps) > 0.2
     assert max(steps) < 0.02
 

@@ -112,7 +112,7 @@ def test_frames_of_another_type_are_refused() -> None:
 
 
 def _damaged(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    blurred = frames.astype(np.float32)
+    blurred = frames.astype(np.float64)
     for axis in (1, 2):
         blurred = (np.roll(blurred, 1, axis) + 2 * blurred + np.roll(blurred, -1, axis)) / 4
     return np.clip(blurred + rng.normal(0, 6, frames.shape), 0, 255).astype(np.uint8)
