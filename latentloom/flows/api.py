@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latentloom.flows.compile import compile_plan
-from latentloom.flows.resolve import resolve
 from latentloom.flows.inspect import stage_records
+from latentloom.flows.resolve import resolve
 from latentloom.flows.runs import find_run, register
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe

@@ -7,10 +7,9 @@ from typing import Any
 
 import dask.array
 from dask.delayed import delayed
-from numpy.typing import NDArray
 
 from latentloom.schemas.record import Record
-from latentloom.storage.frames import in_frame_order, readable, readable_dtype
+from latentloom.storage.frames import Overlaps, cut_pieces, read_piece, readable_dtype
 from latentloom.storage.store import Store
 
 # Neither has types.
@@ -18,12 +17,15 @@ _from_delayed: Any = dask.array.from_delayed
 _concatenate: Any = dask.array.concatenate
 
 
-def lazy_array(store: Store, records: Sequence[Record]) -> dask.array.Array:
+def lazy_array(
+    store: Store, records: Sequence[Record], *, overlaps: Overlaps | None = None
+) -> dask.array.Array:
     """Join the chunks of a stage along frames, without opening any of them.
 
     Args:
         store: The store.
-        records: Chunks without gap or overlap, in any order.
+        records: Chunks without gap, in any order.
+        overlaps: How overlapping windows are joined; without it they are refused.
 
     Returns:
         A dask array, frames first, one block for each chunk; bfloat16 as float32. Cast float16 to
@@ -32,20 +34,17 @@ def lazy_array(store: Store, records: Sequence[Record]) -> dask.array.Array:
     Raises:
         UsageError: The records do not make one array.
     """
-    ordered = in_frame_order(records)
-    read = delayed(_read, pure=False)
-    blocks = [
-        _from_delayed(
-            read(store, record),
-            shape=record.shape,
-            dtype=readable_dtype(record.dtype),
-            name=f"chunk-{record.sha256}-{record.start}",
+    read = delayed(read_piece, pure=False)
+    blocks = []
+    for piece in cut_pieces(records, overlaps):
+        names = "-".join(record.sha256[:32] for record in piece.records)
+        blocks.append(
+            _from_delayed(
+                read(store, piece, overlaps),
+                shape=(piece.stop - piece.start, *piece.records[0].shape[1:]),
+                dtype=readable_dtype(piece.records[0].dtype),
+                name=f"frames-{piece.start}-{piece.stop}-{names}",
+            )
         )
-        for record in ordered
-    ]
     joined: dask.array.Array = _concatenate(blocks, axis=0)
     return joined
-
-
-def _read(store: Store, record: Record) -> NDArray[Any]:
-    return readable(store.read(record), record.dtype)
