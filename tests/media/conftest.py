@@ -170,7 +170,6 @@ def index_first(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pa
 
 @pytest.fixture
 def fresh_child() -> Iterator[None]:
-    """Start a child with the environment of the test, and leave none behind."""
-    process.stop()
+    """Leave no child behind that was started with the environment of a test."""
     yield
     process.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 
 
 def strike(frame: int) -> None:
@@ -21,8 +20,6 @@ def strike(frame: int) -> None:
     elif kind == "spin":
         while True:
             pass
-    elif kind == "sleep":
-        time.sleep(3600)
 
 
 _FAULT = os.environ.get("LATENTLOOM_MEDIA_FAULT", "")

@@ -32,7 +32,7 @@ ONE_TO_ONE = frozenset(
 HEAD_FRAMES = 8
 """Frames decoded while probing, to see that the file decodes at all and where it starts."""
 TRUNCATED = ("File ended prematurely", "partial file")
-"""What FFmpeg logs, without failing, about a file that was cut off."""
+"""What FFmpeg logs, without failing, about a file that was cut off; Matroska logs all damage."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ def _read_packets(
                 broken = True
     finally:
         av.logging.set_level(None)
-    broken = broken or any(text in line for _, _, line in logs for text in TRUNCATED)
+    broken = broken or any(
+        "matroska" in name or any(text in line for text in TRUNCATED) for _, name, line in logs
+    )
     lost = 0
     if "mov" in container.format.name:
         lost = max(0, len(stream.index_entries) - num_packets)
@@ -143,7 +145,7 @@ def _check_whole(packets: _Packets, path: str, on_damage: str) -> None:
     if packets.is_cut and on_damage == "error":
         lost = f", {packets.num_lost} of its frames are missing" if packets.num_lost else ""
         raise MediaError(
-            f"{path!r} is cut off after frame {len(packets.pts) - 1}{lost}. Copy it again, or set "
+            f"{path!r} is damaged or cut off after frame {len(packets.pts) - 1}{lost}. Copy it again, or set "
             "source.on_damage: hold to use what is there."
         )
 

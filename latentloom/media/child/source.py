@@ -93,6 +93,11 @@ class FrameSource:
         keys = self._info.keyframes
         return [key for key in reversed(keys[: bisect_right(keys, index)]) if key > 0] + [0]
 
+    def _key_of(self, index: int) -> int:
+        """Return the key frame that a frame depends on; -1 before the first."""
+        at = bisect_right(self._info.keyframes, index)
+        return self._info.keyframes[at - 1] if at else -1
+
     def _go(self, start: int, index: int, channel: Channel) -> bool:
         self._kept.clear()
         self._pass = self._decode_from(start, channel)
@@ -111,14 +116,20 @@ class FrameSource:
     def _decode_from(self, start: int, channel: Channel) -> Iterator[tuple[int, VideoFrame]]:
         """Yield frames with their indices, in order, from a key frame or the file's start on."""
         container, stream = self._seek(start)
-        last = -1
+        last = last_key = -1
         for packet in files.demux(container, stream):
             channel.progress(max(last, 0))
             for frame in files.decode(packet):
                 index = last + 1 if self._info.counted else self._index_of.get(frame.pts or 0)
                 if index is not None and last < index < self._info.num_frames:
                     last = index
-                    yield index, frame
+                    key = self._key_of(index)
+                    if index == key:
+                        last_key = key
+                    # Without its key frame a group decodes to what came before it: to another
+                    # picture, if reading began elsewhere.
+                    if key == last_key:
+                        yield index, frame
 
     def _seek(self, start: int) -> tuple[InputContainer, VideoStream]:
         """Go to a key frame; open the file anew for its start, or where it cannot seek."""
