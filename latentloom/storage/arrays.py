@@ -41,10 +41,10 @@ def encode_array(array: NDArray[Any]) -> dict[str, bytes]:
     Returns:
         ``zarr.json`` and the chunk's file: the bytes in C order, then their crc32c.
     """
-    data = array.tobytes()
+    data = _raw(array)
     return {
         METADATA_FILE: _metadata(array.shape, array.dtype.name),
-        chunk_file(array.ndim): data + _checksum(data),
+        chunk_file(array.ndim): b"".join((data.data, _checksum(data))),
     }
 
 
@@ -56,12 +56,12 @@ def decode_array(files: Mapping[str, bytes], shape: tuple[int, ...], dtype: str)
     """
     if files[METADATA_FILE] != _metadata(shape, dtype):
         raise ValueError(f"{METADATA_FILE} does not describe {dtype} of shape {shape}")
-    content = files[chunk_file(len(shape))]
-    data, checksum = content[:-4], content[-4:]
+    content = np.frombuffer(files[chunk_file(len(shape))], "uint8")
+    data, checksum = content[:-4], content[-4:].tobytes()
     if checksum != _checksum(data):
         raise ValueError("wrong crc32c")
     # A copy, since an array over bytes is read-only.
-    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape).copy()
+    return data.view(np.dtype(dtype).newbyteorder("<")).reshape(shape).copy()
 
 
 def chunk_file(num_dimensions: int) -> str:
@@ -81,7 +81,9 @@ def stored_dtype(dtype: str) -> str:
 def digest(array: NDArray[Any], dtype: str) -> str:
     """Hash a chunk over dtype, shape and C-order bytes: equal bytes of another shape differ."""
     head = f"{dtype}:{','.join(map(str, array.shape))}:"
-    return hashlib.sha256(head.encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+    hashed = hashlib.sha256(head.encode())
+    hashed.update(_raw(array).data)
+    return hashed.hexdigest()
 
 
 def storable(array: NDArray[Any], dtype: str | None) -> tuple[NDArray[Any], str]:
@@ -108,8 +110,15 @@ def storable(array: NDArray[Any], dtype: str | None) -> tuple[NDArray[Any], str]
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")), true
 
 
-def _checksum(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+def _raw(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Bytes of an array in C order, without a copy where they lie so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _checksum(data: NDArray[np.uint8]) -> bytes:
+    # It takes any buffer, whatever its type says.
+    value: Any = google_crc32c.value
+    return int(value(data)).to_bytes(4, "little")
 
 
 @functools.lru_cache(maxsize=64)

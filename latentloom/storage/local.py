@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from latentloom.storage.backends import FileInfo
 from latentloom.storage.layout import TEMP
+
+# What link(2) says where a file system has none; EACCES would be about the folder.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 
 
 class LocalBackend:
@@ -50,7 +54,7 @@ class LocalBackend:
         try:
             _write_file(temp, data, durable=durable)
             _make_folder(target.parent)
-            os.link(temp, target)
+            _link(temp, target)
         finally:
             temp.unlink(missing_ok=True)
         if durable:
@@ -118,6 +122,17 @@ def _write_file(path: Path, data: bytes, *, durable: bool) -> None:
         if durable:
             file.flush()
             os.fsync(file.fileno())
+
+
+def _link(temp: Path, target: Path) -> None:
+    try:
+        os.link(temp, target)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise OSError(
+                error.errno, f"the file system of {target} has no hard links; use another folder"
+            ) from error
+        raise
 
 
 def _make_folder(folder: Path) -> None:

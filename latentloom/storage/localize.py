@@ -73,6 +73,8 @@ def check_scheme(uri: str) -> None:
 def _download(uri: str, folder: Path) -> Path:
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
     facts: dict[str, Any] = fs.info(path)
+    if facts.get("type") == "directory":
+        raise MediaError(f"{uri} is a folder; source.uri has to name one video")
     version = {name: str(facts[name]) for name in _VERSION_FIELDS if facts.get(name) is not None}
     digest = hashlib.sha256(repr((uri, sorted(version.items()))).encode()).hexdigest()[:32]
     suffix = PurePosixPath(urlsplit(uri).path).suffix

@@ -130,6 +130,17 @@ def test_a_file_system_that_cannot_create_exclusively_is_refused() -> None:
         ensure_store(Overwriting("memory://overwriting"), create=True)
 
 
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match="has no hard links"):
+        Store.open(str(tmp_path))
+
+
 class _Answers:
     """A file system whose ``pipe_file`` answers as told, after or instead of writing."""
 

@@ -50,6 +50,12 @@ def test_a_missing_file_is_a_media_error(s3_uri: str, tmp_path: Path) -> None:
             localize(uri, tmp_path / "cache")
 
 
+def test_a_folder_is_no_video(s3_uri: str, tmp_path: Path) -> None:
+    put(f"{s3_uri}/folder/clip.mp4", b"x")
+    with pytest.raises(MediaError, match="is a folder"):
+        localize(f"{s3_uri}/folder", tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
