@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from latentloom.errors import MediaError
 from latentloom.media import process
@@ -108,6 +109,26 @@ def test_first_video_stream_is_taken_unless_another_is_named(
     assert read_number(FrameReader(path, second).read(11, 12)[0]) == 11
     with pytest.raises(MediaError, match="no video stream 7; video streams: 0, 1"):
         probe(path, video_stream=7)
+
+
+def test_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "cover.mp4"
+    with av.open(str(path), "w") as output:
+        cover: Any = output.add_stream("mjpeg", rate=1)
+        video: Any = output.add_stream("libx264", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 128, 128, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        video.width, video.height = 64, 48
+        output.start_encoding()
+        for stream, count in ((cover, 1), (video, 5)):
+            image = np.zeros((stream.height, stream.width, 3), np.uint8)
+            for number in range(count):
+                frame = av.VideoFrame.from_ndarray(image).reformat(format=stream.pix_fmt)
+                frame.pts = number
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.width, info.num_frames) == (64, 5)
 
 
 def test_facts_of_the_stream(make_clip: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -182,6 +183,12 @@ class Joiner:
             self._output.start_encoding()
         except (av.FFmpegError, ValueError) as error:
             self.abort()
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise MediaError(
+                    f"{self._path!r} cannot be written: {error.strerror}. Check its folder."
+                ) from error
             raise MediaError(
                 f"{self._path!r}: the {self._container} container refuses these streams: {error}. "
                 "Name the output .mkv, or set output.audio: aac."
