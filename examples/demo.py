@@ -55,13 +55,16 @@ def run_and_kill(stages: list[dict[str, Any]]) -> bool:
     """Run until half of the costliest stage is done, then kill; tell whether there was time to."""
     enough = chunks_until_kill(stages)
     process = subprocess.Popen([LATENTLOOM, "run", *RECIPE], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        if num_records() >= enough:
-            process.kill()
-            process.wait()
-            say(f"Killed, with {num_records()} chunks on record.")
-            return True
-        time.sleep(0.05)
+    try:
+        while process.poll() is None:
+            if num_records() >= enough:
+                process.kill()
+                process.wait()
+                say(f"Killed, with {num_records()} chunks on record.")
+                return True
+            time.sleep(0.05)
+    finally:
+        process.kill()  # also when the demonstration itself is interrupted
     if process.returncode != 0:
         raise SystemExit(f"latentloom run failed with exit code {process.returncode}")
     return False
@@ -72,7 +75,7 @@ def chunks_until_kill(stages: list[dict[str, Any]]) -> int:
     before = 0
     for stage in stages:
         if stage["op"] == "fuse":
-            return before + (int(stage["chunks"]) + 1) // 2
+            return before + max(1, int(stage["chunks"]) // 2)
         before += int(stage["chunks"])
     return max(1, before // 2)
 

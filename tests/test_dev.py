@@ -119,5 +119,5 @@ def test_demonstration_kills_in_the_middle_of_fuse() -> None:
         {"op": "fuse", "chunks": 5},
         {"op": "decode", "chunks": 4},
     ]
-    assert demo.chunks_until_kill(stages) == 4 + 5 + 3
+    assert demo.chunks_until_kill(stages) == 4 + 5 + 2
     assert demo.chunks_until_kill(stages[:1]) == 2
