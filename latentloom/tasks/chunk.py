@@ -128,7 +128,7 @@ class OpenChunk:
 
 
 def read_chunk(store: Store, stage: PlannedStage, index: int) -> Array:
-    """Read a committed chunk; a damaged one is deleted, so that it is computed again.
+    """Read a committed chunk; what is damaged or gone loses its record, so that it is computed again.
 
     Raises:
         MissingChunkError: If it is not there, or was damaged.
@@ -142,10 +142,18 @@ def read_chunk(store: Store, stage: PlannedStage, index: int) -> Array:
             f"stage {stage.name!r}: chunk {index} was damaged ({error}); it is computed again"
         ) from error
     except MissingChunkError as error:
+        _forget_vanished(store, key)
         raise MissingChunkError(
             f"stage {stage.name!r} has no chunk {index} in store {store.uri}."
             " Run the same command again; finished chunks are kept"
         ) from error
+
+
+def _forget_vanished(store: Store, key: str) -> None:
+    """Delete a record whose object has gone: it proves nothing any more."""
+    record = store.find(key)
+    if record is not None and not store.has_object(record):
+        store.delete(key)
 
 
 def open_source(plan: Plan) -> FrameReader:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from latentloom.errors import InterruptedRunError, LatentloomError, ResourceError, StageError
+from latentloom.errors import DamagedChunkError, InterruptedRunError, LatentloomError, ResourceError, StageError
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
 from latentloom.storage.leases import lease
@@ -87,11 +87,11 @@ def work_through(
 def _finish_chunk(chunk: OpenChunk, index: int, journal: _Journal) -> bool:
     """Make sure that a chunk has a record; tell whether this call computed it."""
     store, key = chunk.store, chunk.chunk.key
-    if store.find(key) is not None:
+    if _is_done(store, key):
         journal.note("chunk_reused", key, index)
         return False
     with lease(store, f"chunk-{key[:40]}", stop=stop_requested):
-        if store.find(key) is not None:
+        if _is_done(store, key):
             journal.note("chunk_reused", key, index)
             return False
         journal.note("chunk_started", key, index)
@@ -100,6 +100,14 @@ def _finish_chunk(chunk: OpenChunk, index: int, journal: _Journal) -> bool:
         store.commit(key, array, start=chunk.chunk.start, stop=chunk.chunk.stop, dtype=chunk.dtype)
         _report(chunk.stage, chunk.chunk, index, time.monotonic() - begun, journal)
     return True
+
+
+def _is_done(store: Store, key: str) -> bool:
+    """Tell whether a chunk has a record; a damaged one proves nothing, and commit replaces it."""
+    try:
+        return store.find(key) is not None
+    except DamagedChunkError:
+        return False
 
 
 def _compute(chunk: OpenChunk, index: int) -> Array:
