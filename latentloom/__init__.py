@@ -1,7 +1,7 @@
 """Edit long videos with diffusion models, in chunks that are never lost.
 
-    >>> from latentloom import load_recipe, compile_recipe  # doctest: +SKIP
-    >>> compile_recipe(load_recipe("recipe.yaml")).flow()()  # doctest: +SKIP
+>>> from latentloom import load_recipe, compile_recipe  # doctest: +SKIP
+>>> compile_recipe(load_recipe("recipe.yaml")).flow()()  # doctest: +SKIP
 """
 
 from __future__ import annotations

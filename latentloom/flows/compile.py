@@ -225,6 +225,8 @@ class _Draft:
                 f"output: stage {frames.name!r} makes {frames.produces}, not frames;"
                 " end with a decode stage, or remove output to keep them in the store"
             )
+        if self.facts.container_problems:
+            raise RecipeError([f"output: {text}" for text in self.facts.container_problems])
         height, width, _ = frames.frame_shape
         settings = encode_settings(self.recipe, self.facts, (height, width))
         fields = {

@@ -20,6 +20,7 @@ import psutil
 from latentloom.errors import MediaError, ModelError
 from latentloom.flows.digests import file_digest
 from latentloom.flows.model_facts import model_facts
+from latentloom.media.join import check_container
 from latentloom.media.probe import probe
 from latentloom.schemas.base import digest
 from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
@@ -38,8 +39,10 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
         MediaError: If the source is missing or damaged.
         ModelError: If a model is missing or of no known kind.
     """
+    source = resolve_source(recipe, store)
     return Facts(
-        source=resolve_source(recipe, store),
+        source=source,
+        container_problems=_container_problems(recipe, source.info),
         models=_resolve_models(recipe, store),
         machine=resolve_machine(recipe, store),
         measured_bytes=_measured(store),
@@ -75,6 +78,13 @@ def resolve_machine(recipe: Recipe, store: Store) -> MachineFacts:
         memory_bytes=psutil.virtual_memory().total,
         free_disk_bytes=shutil.disk_usage(root).free if root.exists() else None,
     )
+
+
+def _container_problems(recipe: Recipe, info: VideoInfo) -> tuple[str, ...]:
+    output = recipe.output
+    if output is None:
+        return ()
+    return tuple(check_container(info, Path(output.uri).suffix, output.audio, output.codec))
 
 
 def _resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:

@@ -40,7 +40,9 @@ def plan_windows(start: int, stop: int, *, size: int, overlap: int) -> list[Rang
     if not 0 <= start < stop:
         raise ValueError(f"no frames in [{start}, {stop}); start must lie in 0..stop-1")
     if not 0 <= overlap < size:
-        raise ValueError(f"overlap {overlap} must lie in 0..{size - 1} for windows of {size} frames")
+        raise ValueError(
+            f"overlap {overlap} must lie in 0..{size - 1} for windows of {size} frames"
+        )
     if stop - start <= size:
         return [(start, stop)]
     stride = size - overlap

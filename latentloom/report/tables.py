@@ -13,7 +13,9 @@ from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
 
 
-def show_plan(console: Console, plan: Plan, need: Mapping[str, list[int]], hits: Mapping[str, int]) -> None:
+def show_plan(
+    console: Console, plan: Plan, need: Mapping[str, list[int]], hits: Mapping[str, int]
+) -> None:
     """Show what a plan would compute."""
     info = plan.facts.source.info
     seconds = info.seconds(plan.stop) - info.seconds(plan.start)

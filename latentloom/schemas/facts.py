@@ -81,5 +81,7 @@ class Facts(Schema):
     source: SourceFacts
     models: dict[str, ModelFacts]
     machine: MachineFacts
+    container_problems: tuple[str, ...] = ()
+    """Why the output's container cannot hold what the recipe asks for."""
     measured_bytes: dict[str, int] = Field(default_factory=dict)
     """Peak bytes measured by earlier runs, by calibration key."""

@@ -14,7 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from latentloom.errors import DamagedChunkError, InterruptedRunError, LatentloomError, ResourceError, StageError
+from latentloom.errors import (
+    DamagedChunkError,
+    InterruptedRunError,
+    LatentloomError,
+    ResourceError,
+    StageError,
+)
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
 from latentloom.storage.leases import lease

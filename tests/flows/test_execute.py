@@ -212,9 +212,7 @@ def test_stop_file_ends_a_run_between_chunks(
     assert run_here(store, plan).state == "finished"
 
 
-def test_two_bits_for_one_chunk_end_in_one_record(
-    clip: Path, store: Store, tmp_path: Path
-) -> None:
+def test_two_bits_for_one_chunk_end_in_one_record(clip: Path, store: Store, tmp_path: Path) -> None:
     plan = compile_small(store, clip, None, stages=STAGES[:1])
     run_here(store, plan)
     chunk = plan.by_name["encode"].chunks[0]
@@ -269,9 +267,7 @@ def test_half_precision_latents_come_back_as_numbers(
     assert np.abs(frames[0].astype(float) - frames[1].astype(float)).mean() < 8
 
 
-def test_output_metadata_holds_no_path_and_no_run(
-    clip: Path, store: Store, tmp_path: Path
-) -> None:
+def test_output_metadata_holds_no_path_and_no_run(clip: Path, store: Store, tmp_path: Path) -> None:
     output = tmp_path / "edited.mp4"
     state = run_here(store, compile_small(store, clip, output))
     data = output.read_bytes()

@@ -96,11 +96,11 @@ def kill_and_resume(runner: Runner, k: int) -> None:
     runner.check(name, runner.records(name))
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(4))
 def test_killed_after_any_store_operation_resumes_to_the_same_bytes(
     runner: Runner, part: int
 ) -> None:
-    kill_and_resume(runner, (2 * part + 1) * runner.num_operations // 16)
+    kill_and_resume(runner, (2 * part + 1) * runner.num_operations // 8)
 
 
 @pytest.mark.slow
@@ -110,9 +110,7 @@ def test_killed_at_two_hundred_points_resumes_to_the_same_bytes(runner: Runner, 
 
 
 @pytest.mark.parametrize("nth", [0, 1])
-def test_killed_between_sidecar_and_video_the_video_is_still_ours(
-    runner: Runner, nth: int
-) -> None:
+def test_killed_between_sidecar_and_video_the_video_is_still_ours(runner: Runner, nth: int) -> None:
     name = f"publishing-{nth}"
     runner.fresh(name)
 
