@@ -17,7 +17,7 @@ from latentloom.schemas.recipe import Recipe
 MIB = 1 << 20
 CHUNK_OVERHEAD_BYTES = 1100
 """zarr.json, checksum and record of one chunk."""
-BASELINE_BYTES = 1100 * MIB
+BASELINE_BYTES = 800 * MIB
 """This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
 WORKING_FACTOR = 1.25
 MEDIA_FRAMES = 24

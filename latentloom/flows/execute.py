@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
+from latentloom.flows.calibration import TreeWatch, remember
 from latentloom.flows.need import deletable, find_need
 from latentloom.flows.runs import update_state
 from latentloom.flows.steps import Step, plan_steps
@@ -77,6 +78,8 @@ class _Execution:
     computed: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    peaks: dict[str, int] = field(default_factory=dict)
+
     def run_to_the_end(self) -> RunState:
         """Compute and publish; the state and an event say how it ended."""
         self.state = update_state(self.store, self.state, state="running", error=None)
@@ -89,6 +92,8 @@ class _Execution:
         except BaseException as error:
             self._end("failed", "run_failed", str(error) or type(error).__name__)
             raise
+        if self.workers == 1:
+            remember(self.store, self.plan, self.peaks)
         stages = tuple(self._tallies())
         self.state = update_state(self.store, self.state, state="finished", stages=stages)
         self._note("run_finished")
@@ -116,10 +121,12 @@ class _Execution:
 
     def _compute_needed(self, *, published: bool) -> None:
         need = find_need(self.plan, self._present(), published=published)
-        for step in plan_steps(self.plan, need, workers=self.workers):
-            begun = time.monotonic()
-            self._run_step(step)
-            self.seconds[step.stage] += time.monotonic() - begun
+        with TreeWatch() as watch:
+            for step in plan_steps(self.plan, need, workers=self.workers):
+                begun = time.monotonic()
+                self._run_step(step)
+                self.seconds[step.stage] += time.monotonic() - begun
+                self.peaks[step.stage] = max(self.peaks.get(step.stage, 0), watch.take_peak())
 
     def _run_step(self, step: Step) -> None:
         if stop_requested():

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from latentloom.errors import MediaError, ModelError
+from latentloom.flows.calibration import read_measured
 from latentloom.flows.digests import file_digest
 from latentloom.flows.model_facts import model_facts
 from latentloom.media.join import check_container
@@ -45,7 +46,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
         container_problems=_container_problems(recipe, source.info),
         models=_resolve_models(recipe, store),
         machine=resolve_machine(recipe, store),
-        measured_bytes=_measured(store),
+        measured_bytes=read_measured(store),
     )
 
 
@@ -107,10 +108,3 @@ def _ask_device() -> Any:
         [sys.executable, "-c", _ASK_DEVICE], capture_output=True, text=True, check=False
     )
     return "cuda" if asked.stdout.strip() == "cuda" else "cpu"
-
-
-def _measured(store: Store) -> dict[str, int]:
-    cached = store.cached("calibration", "peak-bytes")
-    if not isinstance(cached, dict):
-        return {}
-    return {key: value for key, value in cached.items() if isinstance(value, int)}

@@ -45,7 +45,7 @@ def publish(store: Store, plan: Plan, *, run_id: str, output: str, overwrite: bo
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
         try:
-            report = _join(store, plan, temporary)
+            report = join(store, plan, temporary)
             _put_in_place(plan, run_id, temporary, path)
         except OSError as error:
             raise ResourceError(
@@ -56,7 +56,8 @@ def publish(store: Store, plan: Plan, *, run_id: str, output: str, overwrite: bo
     return report
 
 
-def _join(store: Store, plan: Plan, temporary: Path) -> JoinReport:
+def join(store: Store, plan: Plan, destination: Path) -> JoinReport:
+    """Join the segments of a plan into a file, and check its frames."""
     stage = plan.by_name["encode_video"]
     output = plan.recipe.output
     assert output is not None
@@ -67,7 +68,7 @@ def _join(store: Store, plan: Plan, temporary: Path) -> JoinReport:
 
     report = join_segments(
         segments(),
-        temporary,
+        destination,
         source=Path(open_source(plan).path),
         info=plan.facts.source.info,
         first_frame=plan.start,

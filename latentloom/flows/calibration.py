@@ -1,0 +1,89 @@
+"""Measure the memory of a run, so that the next plan need not guess.
+
+What is kept is the peak of the whole process tree while a stage ran, by what it depends on: op, models,
+shapes and profile. Only runs of one worker are kept; more workers hold more.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from latentloom.flows.estimate import calibration_key
+from latentloom.schemas.plan import Plan
+from latentloom.storage.store import Store
+
+SAMPLE_SECONDS = 0.2
+CACHE = ("calibration", "peak-bytes")
+
+
+class TreeWatch:
+    """The most memory that a process and its children have held since the last question."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        """Watch a process; this one by default."""
+        self.pid = os.getpid() if pid is None else pid
+        self._peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="memory watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def take_peak(self) -> int:
+        """Return the peak in bytes, and begin anew."""
+        peak = max(self._peak, tree_bytes(self.pid))
+        self._peak = 0
+        return peak
+
+    def _follow(self) -> None:
+        while not self._done.wait(SAMPLE_SECONDS):
+            self._peak = max(self._peak, tree_bytes(self.pid))
+
+
+def tree_bytes(pid: int) -> int:
+    """Return the resident bytes of a process and all its descendants."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def read_measured(store: Store) -> dict[str, int]:
+    """Return the peaks that earlier runs measured, by calibration key."""
+    cached = store.cached(*CACHE)
+    if not isinstance(cached, dict):
+        return {}
+    return {key: value for key, value in cached.items() if isinstance(value, int)}
+
+
+def remember(store: Store, plan: Plan, peaks: Mapping[str, int]) -> None:
+    """Keep the peaks of a run's stages, by name, where they say something new."""
+    measured = read_measured(store)
+    found = {calibration_key(plan.by_name[name], plan.recipe): peak for name, peak in peaks.items()}
+    merged = measured | {key: max(peak, measured.get(key, 0)) for key, peak in found.items()}
+    if merged != measured:
+        store.put_cached(*CACHE, dict(merged))
