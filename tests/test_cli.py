@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from ruamel.yaml import YAML
 
 from latentloom.media.probe import probe
-from tests.runs import STAGES, make_clip, make_recipe_data
+from latentloom.storage.leases import try_lease
+from latentloom.storage.store import Store
+from tests.runs import make_clip, make_recipe_data
 
 LATENTLOOM = [sys.executable, "-m", "latentloom"]
 HEAVY = ("torch", "prefect", "diffusers")
@@ -253,13 +256,13 @@ def test_two_processes_at_once_end_with_one_result(desk: Desk) -> None:
     assert "0 damaged" in desk.run("verify")[0]
 
 
-@pytest.mark.slow
 def test_no_wait_exits_6_while_another_process_runs_the_plan(desk: Desk) -> None:
-    first = desk.start("run", "recipe.yaml")
-    desk.wait_for_records(first, 1)
-    desk.run("run", "recipe.yaml", "--no-wait", code=6)
-    first.communicate(timeout=240)
-    assert first.returncode == 0
+    digest = desk.json("plan", "recipe.yaml")["plan"]
+    taken = try_lease(Store.open(str(desk.folder / ".latentloom")), f"plan-{digest[:40]}")
+    assert taken is not None
+    with taken:
+        _, stderr = desk.run("run", "recipe.yaml", "--no-wait", code=6)
+    assert f"process {os.getpid()}" in stderr
 
 
 @pytest.mark.slow
@@ -297,5 +300,14 @@ def test_python_interface_gives_a_flow_and_lazy_latents(desk: Desk) -> None:
     assert finished.stdout.splitlines()[-1] == "finished (24, 4, 4, 4) True", finished.stderr
 
 
-def test_stages_of_the_story_are_those_of_a_recipe() -> None:
-    assert [found["op"] for found in STAGES] == ["encode", "invert", "fuse", "decode"]
+@pytest.mark.slow
+def test_run_on_a_given_server_shows_up_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from latentloom.flows import engine
+
+    engine.quiet_environment()
+    with engine.api_server() as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert desk.json("run", "recipe.yaml")["state"] == "finished"
+        query = {"sort": "START_TIME_DESC", "limit": 5}
+        runs = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=30).json()
+    assert [(run["name"], run["state_type"]) for run in runs] == [("clip.mp4 / small", "COMPLETED")]

@@ -50,8 +50,7 @@ def launch(
         HeldError: If another process runs the plan and ``wait`` is off.
     """
     _check_output(plan, overwrite=overwrite)
-    if not wait:
-        _refuse_if_held(store, plan)
+    _look_for_others(store, plan, wait=wait, write=write)
     state = _state_of(store, plan, run_id, overwrite=overwrite)
     write(f"run {state.run} (to continue it after anything: the same command)")
     engine.quiet_environment()
@@ -98,15 +97,17 @@ def _check_output(plan: Plan, *, overwrite: bool) -> None:
         check_output(plan.output, source=plan.facts.source.path, overwrite=overwrite)
 
 
-def _refuse_if_held(store: Store, plan: Plan) -> None:
+def _look_for_others(store: Store, plan: Plan, *, wait: bool, write: Write) -> None:
+    """Say that another process runs this plan, or refuse to wait for it."""
     name = f"plan-{plan.digest[:40]}"
     taken = try_lease(store, name)
-    if taken is None:
-        raise HeldError(
-            f"this plan is run by {holder(store, name) or 'another process'};"
-            " wait for it, or leave out --no-wait"
-        )
-    taken.release()
+    if taken is not None:
+        taken.release()
+        return
+    other = holder(store, name) or "another process"
+    if not wait:
+        raise HeldError(f"this plan is run by {other}; wait for it, or leave out --no-wait")
+    write(f"{other} runs this plan; waiting for it")
 
 
 def _state_of(store: Store, plan: Plan, run_id: str | None, *, overwrite: bool) -> RunState:
