@@ -133,7 +133,11 @@ def resume(run_id: str, store: str, **options: Any) -> None:
 @click.option(
     "--frames", "frames", required=True, metavar="A:B", help="Absolute source frames, half open."
 )
-@click.option("--seed", type=int, help="Seed for the range; drawn where it is not given.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Seed for the range; drawn where it is not given.",
+)
 @_run_options
 def redo(
     run_id: str, overrides: Sequence[str], frames: str, seed: int | None, store: str, **options: Any
@@ -246,14 +250,18 @@ def report(run_id: str, picture: Path | None, store: str, as_json: bool) -> None
 
 
 @cli.command()
+@click.option(
+    "--repair", is_flag=True, help="Delete what is damaged, so that runs compute it again."
+)
 @_store_option
 @_json_option
-def verify(store: str, as_json: bool) -> None:
+def verify(repair: bool, store: str, as_json: bool) -> None:
     """Read every chunk, and say what is damaged; exit 5 if anything is."""
     from latentloom.errors import StoreError
     from latentloom.storage.maintenance import verify as verify_store
 
-    found = verify_store(_open(store))
+    opened = _open(store)
+    found = verify_store(opened)
     for damage in found.damages:
         click.echo(f"{damage.kind} {damage.path}: {damage.detail}", err=True)
     click.echo(f"{found.checked} chunks, {found.bytes} bytes checked, {len(found.damages)} damaged")
@@ -263,10 +271,11 @@ def verify(store: str, as_json: bool) -> None:
             for d in found.damages
         ]
         _print_json({"checked": found.checked, "bytes": found.bytes, "damages": damages})
+    for key in {damage.key for damage in found.damages if repair and damage.key}:
+        opened.delete(key)
     if found.damages:
-        raise StoreError(
-            f"{len(found.damages)} damaged; run the recipes again: what is damaged is computed anew"
-        )
+        what_now = "deleted; run the recipes again" if repair else "--repair deletes them"
+        raise StoreError(f"{len(found.damages)} damaged: {what_now}")
 
 
 @cli.command()

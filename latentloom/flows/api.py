@@ -28,7 +28,7 @@ class CompiledRecipe:
     plan: Plan
 
     def flow(self, *, workers: int = 1, overwrite: bool = False) -> Flow[..., Any]:
-        """Register a run and return its Prefect flow, to call, serve or deploy.
+        """Register a run and return its Prefect flow, to call.
 
         Args:
             workers: Task groups that run at once.

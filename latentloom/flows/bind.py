@@ -121,7 +121,13 @@ class _Binder:
             redo: (recipe, self._with_level(one, level)) for redo, (recipe, one) in variants.items()
         }
         shape, pixels = self._shape(stage, read)
+        for redo, (_, one) in variants.items():
+            if redo:
+                self._same_but_for_values(one, stage, read, (level, windows))
+        self._schedule_fits(stage)
         wants_source = any(source.controlnet for source in getattr(stage, "sources", ()))
+        if wants_source and pixels != self.frame_size:
+            self._fault("a ControlNet's condition has the source's size; fuse before upsampling")
         self.bound[stage.name] = BoundStage(
             name=stage.name,
             stage=self._with_level(stage, level),
@@ -166,6 +172,36 @@ class _Binder:
             self._fault(
                 f"models do not share a latent space ({listed}); choose models of one family"
             )
+
+    def _schedule_fits(self, stage: Stage) -> None:
+        if not isinstance(stage, FuseStage) or stage.schedule == "constant" or stage.toward:
+            return
+        kind = "video" if stage.schedule == "toward_video" else "image"
+        if kind not in [self.facts.models[source.model].kind for source in stage.sources]:
+            self._fault(
+                f"schedule {stage.schedule} needs a {kind} model among the sources;"
+                " set schedule: constant, or name a source with toward"
+            )
+
+    def _same_but_for_values(
+        self,
+        changed: Stage,
+        stage: Stage,
+        read: Sequence[BoundStage],
+        plain: tuple[NoiseLevel | None, WindowRule | None],
+    ) -> None:
+        """Check that a redo range changes values only: not steps, windows, models' kinds or what is kept."""
+        before = len(self.faults)
+        if not self._models_fit(changed):
+            return
+        level, windows = self._level(changed, read), self._windows(changed, read)
+        if len(self.faults) > before:
+            return
+        fixed = ("keep", "num_inference_steps", "strength")
+        differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
+        if (level, windows) != plain or differs:
+            what = ", ".join(differs) or "windows"
+            self._fault(f"{what} cannot differ within a video; change it for the whole recipe")
 
     # inputs
 

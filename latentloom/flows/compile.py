@@ -170,6 +170,7 @@ class _Draft:
             frame_shape=bound.frame_shape,
             dtype=bound.dtype or self.frames_dtype(),
             transient=bound.transient and self._is_read(bound.name),
+            kept=bound.stage.produces == "frames" and not bound.transient,
             variants=tuple(cells.variants),
             timed=tuple(cells.timed),
             chunks=tuple(chunks),
@@ -294,7 +295,12 @@ class _Cells:
         for shot in draft.shots:
             recipe, stage = bound.variants[shot.redo]
             fields = stage_fields(
-                stage, recipe=recipe, facts=draft.facts, seed=recipe.seed, windows=bound.windows
+                stage,
+                recipe=recipe,
+                facts=draft.facts,
+                seed=recipe.seed,
+                windows=bound.windows,
+                frame_shape=bound.frame_shape,
             )
             variant = StageVariant(
                 key=digest(fields),
@@ -343,7 +349,7 @@ def _reads(stage: PlannedStage, span: Range, windows: WindowRule | None = None) 
     if stage.unit == "source":
         return ()
     starts, stops = stage.bounds
-    if stage.unit == "windows" and windows is not None:
+    if windows is not None and stage.variants[0].fields.get("windows") == windows.model_dump():
         own = bisect_left(starts, span[0])
         if own < len(starts) and (starts[own], stops[own]) == span:
             return (own,)
@@ -366,9 +372,8 @@ def _check_budget(plan: Plan) -> None:
             f" {readable(memory)}; lower source.size, windows.size, chunks.frames or"
             " numerics.micro_batch, or raise limits.memory"
         )
-    disk = limits.disk or machine.free_disk_bytes
-    if disk is not None and plan.store_bytes > disk:
+    if limits.disk is not None and plan.store_bytes > limits.disk:
         raise ResourceError(
             f"the plan needs {readable(plan.store_bytes)} in the store, the limit is"
-            f" {readable(disk)}; shorten the cut, lower source.size, or raise limits.disk"
+            f" {readable(limits.disk)}; shorten the cut, lower source.size, or raise limits.disk"
         )

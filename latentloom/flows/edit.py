@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from prefect import Flow, flow, task
 from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from latentloom.errors import InterruptedRunError, LatentloomError, StageError
 from latentloom.flows.engine import Failure, settle
@@ -24,6 +26,11 @@ _ticks: list[Tick] = []
 """What is called while a flow of this process waits; the command line's progress."""
 
 
+def _threads(workers: int) -> TaskRunner[Any]:
+    """Run so many task groups at once; Prefect's own default has no bound."""
+    return cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=workers))
+
+
 def _flow_run_name() -> str:
     parameters: dict[str, Any] = flow_run.get_parameters()
     state = read_state(Store.open(parameters["store"], create=False), parameters["run"])
@@ -31,10 +38,12 @@ def _flow_run_name() -> str:
 
 
 @task(name="chunks", task_run_name="{stage} {first}-{last}", persist_result=False)
-def run_group(store: str, run: str, stage: str, indices: list[int], first: int, last: int) -> int:
-    """Work through chunks of one stage; returns how many were computed."""
+def run_group(
+    store: str, run: str, stage: str, indices: list[int], first: int, last: int
+) -> dict[str, int]:
+    """Work through chunks of one stage; returns how many were computed, by stage."""
     opened = Store.open(store, create=False)
-    return work_through(opened, _plan_of(store, run), run, stage, indices)
+    return dict(work_through(opened, _plan_of(store, run), run, stage, indices))
 
 
 @flow(
@@ -42,14 +51,16 @@ def run_group(store: str, run: str, stage: str, indices: list[int], first: int, 
     flow_run_name=_flow_run_name,
     persist_result=False,
     validate_parameters=True,
+    task_runner=_threads(1),
 )
-def edit_video(store: str, run: str, workers: int = 1) -> dict[str, Any]:
+def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dict[str, Any]:
     """Run a registered plan to its end.
 
     Args:
         store: URI of the store.
         run: Run id.
         workers: Task groups that run at once.
+        wait: Whether to wait for another process that runs the same plan.
 
     Returns:
         The run's state as plain data.
@@ -63,25 +74,33 @@ def edit_video(store: str, run: str, workers: int = 1) -> dict[str, Any]:
         _plan_of(store, run),
         read_state(opened, run),
         workers=workers,
+        wait=wait,
         run_groups=partial(_submit, store, run),
     )
     return state.model_dump(mode="json")
 
 
 def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:
-    """Return the flow with a run's identifiers as defaults, so that it needs no parameters."""
+    """Return the flow with a run's identifiers as defaults, so that it can be called without parameters.
+
+    Its task runs go through at most ``workers`` threads. To deploy a run, deploy ``edit_video`` with
+    ``store`` and ``run`` as parameters: a deployment needs the entrypoint of a module.
+    """
 
     def edit_registered_video(
         store: str = store, run: str = run, workers: int = workers
     ) -> dict[str, Any]:
         return edit_video.fn(store, run, workers)
 
-    return flow(name="edit-video", flow_run_name=_flow_run_name, persist_result=False)(
-        edit_registered_video
-    )
+    return flow(
+        name="edit-video",
+        flow_run_name=_flow_run_name,
+        persist_result=False,
+        task_runner=_threads(workers),
+    )(edit_registered_video)
 
 
-def _submit(store: str, run: str, step: Step) -> int:
+def _submit(store: str, run: str, step: Step) -> Counter[str]:
     """Run the task groups of a step as Prefect tasks, and look at the state of every one."""
     futures = [
         run_group.submit(
@@ -97,7 +116,10 @@ def _submit(store: str, run: str, step: Step) -> int:
     failures = settle(futures, tick=_call_ticks)
     if failures:
         raise _most_telling(failures)
-    return sum(future.result() for future in futures)
+    computed = Counter[str]()
+    for future in futures:
+        computed.update(future.result())
+    return computed
 
 
 def on_tick(tick: Tick) -> Callable[[], None]:

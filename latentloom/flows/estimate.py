@@ -19,6 +19,8 @@ CHUNK_OVERHEAD_BYTES = 1100
 """zarr.json, checksum and record of one chunk."""
 BASELINE_BYTES = 800 * MIB
 """This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
+SHARED_BYTES = 300 * MIB
+"""The part of it that workers share: server, and the process that waits for them."""
 WORKING_FACTOR = 1.25
 MEDIA_FRAMES = 24
 """Frames that decoder, scaler and encoder hold at a time (x264's look-ahead and its references)."""
@@ -54,6 +56,7 @@ def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
             "numerics": fields.get("numerics"),
             "shape": list(stage.frame_shape),
             "size": fields.get("size"),
+            "settings": fields.get("settings"),
             "frames": longest,
         }
     )

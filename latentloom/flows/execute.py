@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
 from latentloom.flows.calibration import TreeWatch, remember
 from latentloom.flows.need import deletable, find_need
-from latentloom.flows.runs import update_state
+from latentloom.flows.resolve import check_facts
+from latentloom.flows.runs import lease_name, update_state
 from latentloom.flows.steps import Step, plan_steps
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan
@@ -26,11 +27,11 @@ from latentloom.tasks.publish import publish
 from latentloom.tasks.published import check_output, is_published
 from latentloom.tasks.stop import stop_requested
 
-MAX_ROUNDS = 5
-"""How often a run looks again after chunks vanished under it, before it gives up."""
+MAX_SAME_ERRORS = 3
+"""How often a run looks again for the same vanished chunk, before it gives up."""
 
-RunGroups = Callable[[Step], int]
-"""Runs the task groups of a step side by side, and returns how many chunks they computed."""
+RunGroups = Callable[[Step], Counter[str]]
+"""Runs the task groups of a step side by side, and returns how many chunks of each stage they computed."""
 
 
 def execute(
@@ -39,6 +40,7 @@ def execute(
     state: RunState,
     *,
     workers: int = 1,
+    wait: bool = True,
     run_groups: RunGroups | None = None,
 ) -> RunState:
     """Run a plan, alone: another process with the same plan waits until this one is done.
@@ -48,22 +50,27 @@ def execute(
         plan: The plan of a registered run.
         state: The run's state.
         workers: Task groups that run at once.
+        wait: Whether to wait for another process that runs the plan.
         run_groups: How they are run; one by one, in this process, by default.
 
     Returns:
         The run's final state.
 
     Raises:
+        HeldError: If another process runs the plan and ``wait`` is off.
         LatentloomError: What went wrong; finished chunks are kept, and the same call continues.
     """
-    with lease(store, f"plan-{plan.digest[:40]}", stop=stop_requested):
+    with lease(store, lease_name(plan.digest), wait=wait, stop=stop_requested):
         groups = run_groups or _in_this_process(store, plan, state.run)
         return _Execution(store, plan, state, workers, groups).run_to_the_end()
 
 
 def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
-    def run_groups(step: Step) -> int:
-        return sum(work_through(store, plan, run_id, step.stage, group) for group in step.groups)
+    def run_groups(step: Step) -> Counter[str]:
+        computed = Counter[str]()
+        for group in step.groups:
+            computed += work_through(store, plan, run_id, step.stage, group)
+        return computed
 
     return run_groups
 
@@ -78,11 +85,13 @@ class _Execution:
     computed: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    at_start: set[str] = field(default_factory=set)
     peaks: dict[str, int] = field(default_factory=dict)
 
     def run_to_the_end(self) -> RunState:
         """Compute and publish; the state and an event say how it ended."""
         self.state = update_state(self.store, self.state, state="running", error=None)
+        self.at_start = self._present()
         self._note("run_started")
         try:
             self._compute_and_publish()
@@ -104,14 +113,15 @@ class _Execution:
         if output is not None:
             check_output(output, source=self.plan.facts.source.path, overwrite=self.state.overwrite)
         published = output is not None and is_published(self.plan, output)
-        for _ in range(MAX_ROUNDS - 1):
+        seen = Counter[str]()
+        while True:
             try:
-                self._one_round(output, published=published)
+                return self._one_round(output, published=published)
             except MissingChunkError as error:
+                seen[str(error)] += 1
+                if seen[str(error)] == MAX_SAME_ERRORS:
+                    raise
                 self._note("note", message=str(error))
-            else:
-                return
-        self._one_round(output, published=published)
 
     def _one_round(self, output: str | None, *, published: bool) -> None:
         self._compute_needed(published=published)
@@ -121,6 +131,8 @@ class _Execution:
 
     def _compute_needed(self, *, published: bool) -> None:
         need = find_need(self.plan, self._present(), published=published)
+        if any(need.values()):
+            check_facts(self.plan, self.store)
         with TreeWatch() as watch:
             for step in plan_steps(self.plan, need, workers=self.workers):
                 begun = time.monotonic()
@@ -133,9 +145,8 @@ class _Execution:
             raise InterruptedRunError(
                 f"stopped before stage {step.stage!r}; the same command resumes"
             )
-        self.computed[step.stage] += self.run_groups(step)
+        self.computed += self.run_groups(step)
         self._check_records(step)
-        self._delete_behind(step)
 
     def _check_records(self, step: Step) -> None:
         stage = self.plan.by_name[step.stage]
@@ -145,13 +156,6 @@ class _Execution:
             raise MissingChunkError(
                 f"stage {step.stage!r}: {len(missing)} chunks have no record after their tasks ended"
             )
-
-    def _delete_behind(self, step: Step) -> None:
-        """Delete the frames that this step was the last to read."""
-        stage = self.plan.by_name[step.stage]
-        feeders = [self.plan.by_name[name] for name in stage.inputs]
-        if any(feeder.transient for feeder in feeders):
-            self._sweep()
 
     def _sweep(self) -> None:
         transient = [stage for stage in self.plan.stages if stage.transient]
@@ -189,7 +193,8 @@ class _Execution:
         for stage in self.plan.stages:
             lasting = [] if stage.transient or not stage.stored else stage.chunks
             there = sum(chunk.key in present for chunk in lasting)
-            computed = min(self.computed[stage.name], there)
+            new = sum(c.key in present and c.key not in self.at_start for c in lasting)
+            computed = min(max(self.computed[stage.name], new), there)
             tallies.append(
                 StageTally(
                     op=stage.op,
@@ -206,7 +211,10 @@ class _Execution:
 
     def _end(self, state: RunStateName, kind: EventKind, message: str) -> None:
         try:
-            self.state = update_state(self.store, self.state, state=state, error=message)
+            stages = tuple(self._tallies())
+            self.state = update_state(
+                self.store, self.state, state=state, error=message, stages=stages
+            )
             self._note(kind, message=message)
         except (LatentloomError, OSError):
             return  # The store is what failed; the error that is on its way says so.

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from latentloom.errors import StoreFormatError, UsageError
-from latentloom.flows.need import last_readers
-from latentloom.flows.runs import find_run, read_plan, read_state
+from latentloom.flows.runs import find_run, is_running, read_plan, read_state
 from latentloom.schemas.plan import Plan, PlannedStage
 from latentloom.schemas.record import Record
 from latentloom.schemas.run import RunState
 from latentloom.storage.frames import Overlaps
-from latentloom.storage.leases import holder
 from latentloom.storage.store import Store
+from latentloom.tasks.published import is_published
 
 NUM_SAMPLES = 8
 
@@ -108,17 +107,21 @@ def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:
 
 
 def kept_keys(store: Store) -> set[str]:
-    """Return the keys that registered runs need: lasting chunks, and transient ones with work to do."""
+    """Return the keys that registered runs need: lasting chunks, and transient ones with work to do.
+
+    Raises:
+        StoreFormatError: If a plan cannot be read: what it needs is not known.
+    """
     kept: set[str] = set()
-    for _, plan in _plans(store):
+    for plan in (read_plan(store, run_id) for run_id in store.runs()):
         kept.update(plan.lasting_keys())
         present = store.present(list(plan.keys()))
         for stage in plan.stages:
             if not stage.transient:
                 continue
-            for index, readers in last_readers(plan, stage).items():
-                if not present.issuperset(readers):
-                    kept.add(stage.chunks[index].key)
+            for index, chunk in enumerate(stage.chunks):
+                if not present.issuperset(plan.readers(stage.name, index)):
+                    kept.add(chunk.key)
     return kept
 
 
@@ -168,6 +171,8 @@ def sample_rows(plan: Plan, output: str) -> list[list[Any]]:
     from latentloom.media.probe import probe
     from latentloom.tasks.chunk import open_source
 
+    if not is_published(plan, output):
+        raise UsageError(f"{output} is not this run's any more; run its recipe again")
     step = max(1, plan.num_frames // NUM_SAMPLES)
     offsets = list(range(step // 2, plan.num_frames, step))[:NUM_SAMPLES]
     source = open_source(plan)
@@ -187,8 +192,7 @@ def _alive(store: Store, state: RunState) -> RunState:
     """Show a run whose process died as interrupted; nothing has to be unlocked."""
     if state.state != "running":
         return state
-    who = holder(store, f"plan-{state.plan[:40]}")
-    if who is not None and not who.is_dead():
+    if is_running(store, state.plan):
         return state
     return state.model_copy(
         update={"state": "interrupted", "error": "its process died; the same command continues it"}

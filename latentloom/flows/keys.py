@@ -5,6 +5,7 @@ Never in a key: paths, names of runs and stages, the number of workers, the leng
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from latentloom.schemas.base import digest
@@ -34,7 +35,8 @@ OP_VERSIONS = {
 }
 """Raised when the meaning of an op's result changes; old chunks of it then miss."""
 
-_NOT_IN_KEYS = {"op", "name", "inputs", "windows", "keep", "prompt", "model", "noise_stream"}
+# `keep` stays in: frames that one run keeps and another deletes must not be the same chunks.
+_NOT_IN_KEYS = {"op", "name", "inputs", "windows", "prompt", "model", "noise_stream"}
 
 
 def stage_models(stage: Stage) -> dict[str, str]:
@@ -60,7 +62,13 @@ def draws_noise(stage: Stage) -> bool:
 
 
 def stage_fields(
-    stage: Stage, *, recipe: Recipe, facts: Facts, seed: int, windows: WindowRule | None
+    stage: Stage,
+    *,
+    recipe: Recipe,
+    facts: Facts,
+    seed: int,
+    windows: WindowRule | None,
+    frame_shape: Sequence[int],
 ) -> dict[str, Any]:
     """Return the readable form of a stage key.
 
@@ -70,11 +78,13 @@ def stage_fields(
         facts: Model digests and versions.
         seed: Seed in force.
         windows: Resolved window rule, or nothing for a frame-local stage.
+        frame_shape: Shape of one frame of the result.
     """
     fields: dict[str, Any] = {
         "op": stage.op,
         "version": OP_VERSIONS[stage.op],
         "params": _params(stage),
+        "shape": list(frame_shape),
         "models": {
             role: f"{facts.models[name].digest}:{facts.models[name].dtype}"
             for role, name in stage_models(stage).items()
@@ -130,6 +140,8 @@ def chunk_key(
 
 def _params(stage: Stage) -> dict[str, Any]:
     params = stage.model_dump(mode="json", exclude=_NOT_IN_KEYS)
+    if isinstance(stage, FuseStage) and stage.toward is not None:
+        params["toward"] = stage.source_names.index(stage.toward)
     for source in params.get("sources", ()):
         for field in ("model", "name", "prompt"):
             source.pop(field)

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from latentloom.errors import HeldError, LatentloomError
+from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
+from latentloom.flows.estimate import SHARED_BYTES
 from latentloom.flows.need import find_need
 from latentloom.flows.progress import Progress, StageProgress
-from latentloom.flows.runs import read_state, register
+from latentloom.flows.runs import lease_name, read_state, register, update_state
+from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
 from latentloom.storage.leases import holder, try_lease
@@ -50,6 +52,8 @@ def launch(
         HeldError: If another process runs the plan and ``wait`` is off.
     """
     _check_output(plan, overwrite=overwrite)
+    _check_memory(plan, workers)
+    check_disk(store, plan)
     _look_for_others(store, plan, wait=wait, write=write)
     state = _state_of(store, plan, run_id, overwrite=overwrite)
     write(f"run {state.run} (to continue it after anything: the same command)")
@@ -71,15 +75,48 @@ def launch(
             progress = _progress(store, plan, state, workers, write)
             forget = edit.on_tick(progress.tick)
             try:
-                edit.edit_video.with_options(task_runner=runner)(
-                    store=store.uri, run=state.run, workers=workers
+                ended = edit.edit_video.with_options(task_runner=runner)(
+                    store=store.uri, run=state.run, workers=workers, wait=wait
                 )
             finally:
                 forget()
                 progress.look()
     except LatentloomError as error:
         return read_state(store, state.run), error
-    return read_state(store, state.run), None
+    return RunState.model_validate(ended), None
+
+
+def check_disk(store: Store, plan: Plan) -> None:
+    """Refuse a plan whose chunks still to be computed do not fit on a local store's disk.
+
+    Raises:
+        ResourceError: If they do not.
+    """
+    free = plan.facts.machine.free_disk_bytes
+    present = store.present(list(plan.keys()))
+    left = sum(
+        size
+        for stage in plan.stages
+        if not stage.transient
+        for chunk, size in zip(stage.chunks, stage.chunk_bytes, strict=False)
+        if chunk.key not in present
+    )
+    if free is not None and left > free:
+        raise ResourceError(
+            f"the plan has {readable(left)} still to write, the disk of the store has {readable(free)}"
+            " free; free some, shorten the cut, or use another --store"
+        )
+
+
+def _check_memory(plan: Plan, workers: int) -> None:
+    """Refuse more workers than fit: each holds its own libraries and models."""
+    limit = plan.recipe.limits.memory or plan.facts.machine.memory_bytes
+    needed = plan.peak_bytes + (workers - 1) * (plan.peak_bytes - SHARED_BYTES)
+    if workers > 1 and needed > limit:
+        raise ResourceError(
+            f"{workers} workers need {readable(needed)} of memory, the limit is {readable(limit)};"
+            " take fewer --workers, or raise limits.memory"
+        )
 
 
 def _say_stopping(write: Write) -> None:
@@ -99,7 +136,7 @@ def _check_output(plan: Plan, *, overwrite: bool) -> None:
 
 def _look_for_others(store: Store, plan: Plan, *, wait: bool, write: Write) -> None:
     """Say that another process runs this plan, or refuse to wait for it."""
-    name = f"plan-{plan.digest[:40]}"
+    name = lease_name(plan.digest)
     taken = try_lease(store, name)
     if taken is not None:
         taken.release()
@@ -113,7 +150,7 @@ def _look_for_others(store: Store, plan: Plan, *, wait: bool, write: Write) -> N
 def _state_of(store: Store, plan: Plan, run_id: str | None, *, overwrite: bool) -> RunState:
     if run_id is None:
         return register(store, plan, overwrite=overwrite)
-    return read_state(store, run_id)
+    return update_state(store, read_state(store, run_id), overwrite=overwrite)
 
 
 def _progress(store: Store, plan: Plan, state: RunState, workers: int, write: Write) -> Progress:

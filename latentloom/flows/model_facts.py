@@ -12,7 +12,7 @@ from latentloom.errors import ModelError
 from latentloom.flows.digests import folder_digest
 from latentloom.models.folders import fetch_snapshot, resolve_folder
 from latentloom.schemas.base import digest
-from latentloom.schemas.facts import ModelFacts, ModelKind
+from latentloom.schemas.facts import ModelDtype, ModelFacts, ModelKind
 from latentloom.schemas.recipe import ModelSpec, Recipe
 from latentloom.storage.store import Store
 
@@ -28,6 +28,18 @@ SCHEDULER_FIELDS = (
     "steps_offset",
     "rescale_betas_zero_snr",
 )
+DDIM_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+"""What diffusers' DDIMScheduler takes for a field that a configuration leaves out."""
+MAX_HEADER_BYTES = 100_000_000
+"""safetensors' own limit."""
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -50,8 +62,10 @@ def model_facts(
     folder = root / spec.subfolder if spec.subfolder else root
     kind = _kind(name, folder)
     base = _base(name, spec, kind, folder, found)
-    dtype = spec.dtype or recipe.numerics.dtype
+    dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     own = folder_digest(folder, store)
+    if spec.variant is not None:
+        own = digest([own, spec.variant])
     fields: dict[str, Any] = {}
     if base is not None:
         inherited = ("downscale", "latent_channels", "latent_multiple", "vae_channels", "scheduler")
@@ -94,6 +108,17 @@ def _kind(name: str, folder: Path) -> ModelKind:
         f"models.{name}: {folder} holds no model of a known kind (its class is"
         f" {own or unet.get('_class_name') or 'not named'}); give a folder in diffusers' layout"
     )
+
+
+def _dtype(name: str, spec: ModelSpec, recipe: Recipe, of_base: ModelDtype | None) -> ModelDtype:
+    """Return what a model runs in; one that is built on another runs in that one's dtype."""
+    if of_base is None:
+        return spec.dtype or recipe.numerics.dtype
+    if spec.dtype not in (None, of_base):
+        raise ModelError(
+            f"models.{name}.dtype: {spec.dtype} differs from its base's {of_base}; set the base's"
+        )
+    return of_base
 
 
 def _base(
@@ -139,22 +164,35 @@ def _lengths(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field: config[field] for field in SCHEDULER_FIELDS if config.get(field) is not None}
+    given = {field: config[field] for field in SCHEDULER_FIELDS if config.get(field) is not None}
+    fields: dict[str, Any] = {**DDIM_DEFAULTS, **given}
     # Sampling knows two spacings; every other one is walked as leading.
     trailing = config.get("timestep_spacing") == "trailing"
     return fields | {"timestep_spacing": "trailing" if trailing else "leading"}
 
 
 def _num_parameters(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*.safetensors"):
+    return sum(_count(path) for path in folder.rglob("*.safetensors"))
+
+
+def _count(path: Path) -> int:
+    """Count the parameters of a file by its header, and see that all of them are there.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ModelError(f"{path} is damaged: its header is longer than the file")
+            if not 0 < size <= MAX_HEADER_BYTES:
+                raise ModelError(f"{path} is damaged: it has no header; fetch or copy it again")
             header = json.loads(file.read(size))
-        total += sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-    return total
+        entries = [entry for key, entry in header.items() if key != "__metadata__"]
+        end = 8 + size + max((entry["data_offsets"][1] for entry in entries), default=0)
+        if path.stat().st_size < end:
+            raise ModelError(f"{path} is damaged: it is shorter than {end} bytes; fetch it again")
+        return sum(prod(entry["shape"]) for entry in entries)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; fetch or copy it again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

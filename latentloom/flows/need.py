@@ -6,6 +6,7 @@ Pure. It is asked again whenever a chunk that was there has vanished.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 
 from latentloom.schemas.plan import Plan, PlannedStage
 
@@ -25,8 +26,8 @@ def find_need(plan: Plan, present: Collection[str], *, published: bool) -> dict[
     wanted: dict[str, set[int]] = {}
     for stage in reversed(plan.stages):
         demanded = wanted.get(stage.name, set())
-        is_leaf = stage.name not in read_by_someone and stage.stored
-        if is_leaf and not (published and stage.op == "encode_video"):
+        is_wanted = stage.kept or (stage.name not in read_by_someone and stage.stored)
+        if is_wanted and not (published and stage.op == "encode_video"):
             demanded = set(range(len(stage.chunks)))
         missing = {index for index in demanded if stage.chunks[index].key not in present}
         wanted[stage.name] = missing
@@ -43,28 +44,14 @@ def _demand_inputs(
             upstream.update(stage.chunks[index].reads[position])
 
 
-def last_readers(plan: Plan, stage: PlannedStage) -> dict[int, list[str]]:
-    """For each chunk of a stage, list the keys of the chunks that read it."""
-    readers: dict[int, list[str]] = {index: [] for index in range(len(stage.chunks))}
-    for reader in plan.stages:
-        for position, name in enumerate(reader.inputs):
-            if name != stage.name:
-                continue
-            for chunk in reader.chunks:
-                for index in chunk.reads[position]:
-                    readers[index].append(chunk.key)
-    return readers
-
-
-def deletable(plan: Plan, stage: PlannedStage, present: Collection[str]) -> list[int]:
+def deletable(plan: Plan, stage: PlannedStage, present: AbstractSet[str]) -> list[int]:
     """List the chunks of a transient stage that nobody needs any more."""
     if not stage.transient:
         return []
-    readers = last_readers(plan, stage)
     return [
         index
-        for index, keys in readers.items()
-        if stage.chunks[index].key in present and all(key in present for key in keys)
+        for index, chunk in enumerate(stage.chunks)
+        if chunk.key in present and present >= set(plan.readers(stage.name, index))
     ]
 
 

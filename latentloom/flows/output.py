@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
@@ -13,25 +15,39 @@ from latentloom.schemas.plan import PlannedStage
 from latentloom.schemas.recipe import Recipe
 
 _MAX_RATE_DENOMINATOR = 100_000
+_FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 def output_path(recipe: Recipe, facts: Facts) -> str | None:
     """Fill in ``{stem}`` and ``{name}``.
 
     Raises:
-        RecipeError: If the template names something else, or the video would replace its source.
+        RecipeError: If the template names something else, leads out of its folder, or to the source.
     """
     if recipe.output is None:
         return None
-    stem = PurePosixPath(facts.source.uri).stem
-    try:
-        path = recipe.output.uri.format(stem=stem, name=recipe.name)
-    except (KeyError, IndexError, ValueError) as error:
-        raise RecipeError(
-            f"output.uri: {recipe.output.uri!r} holds {error}; only {{stem}} and {{name}} are known"
-        ) from error
+    known = {"stem": PurePosixPath(facts.source.uri).stem, "name": recipe.name}
+    path = _filled_in(recipe.output.uri, known)
     if Path(path).resolve() == Path(facts.source.path).resolve():
         raise RecipeError(f"output.uri: {path} is the source; choose another path")
+    return path
+
+
+def _filled_in(template: str, known: Mapping[str, str]) -> str:
+    """Replace fields, and nothing else: ``str.format`` would also read attributes and pad to any width."""
+    unknown = sorted(set(_FIELD.findall(template)) - set(known))
+    if unknown:
+        fields = ", ".join(f"{{{field}}}" for field in unknown)
+        raise RecipeError(f"output.uri: unknown {fields}; only {{stem}} and {{name}} are known")
+    for field, value in known.items():
+        if f"{{{field}}}" in template and ("/" in value or value in ("", ".", "..")):
+            raise RecipeError(f"output.uri: {{{field}}} is {value!r} here; give the path without it")
+    path = _FIELD.sub(lambda match: known[match[1]], template)
+    parts = PurePosixPath(template).parts
+    fixed = next((index for index, part in enumerate(parts) if _FIELD.search(part)), len(parts) - 1)
+    folder = Path(*parts[:fixed]).resolve()
+    if not Path(path).parent.resolve().is_relative_to(folder):
+        raise RecipeError(f"output.uri: {path} leads out of {folder}; choose another path")
     return path
 
 

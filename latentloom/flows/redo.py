@@ -42,7 +42,7 @@ def with_redo(plan: Plan, *, frames: str, seed: int | None, overrides: Sequence[
             "no stage of this recipe draws noise, so another seed changes nothing;"
             " override a value, such as prompts.target=... or stages.fuse.alpha=0.5"
         )
-    if seed is None and not overrides:
+    if seed is None and noisy:
         seed = secrets.randbits(31)
     entry = Redo(frames=(start, stop), seed=seed, overrides=tuple(overrides))
     return plan.recipe.model_copy(update={"redo": (*plan.recipe.redo, entry)})

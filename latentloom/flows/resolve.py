@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from latentloom.media.probe import probe
 from latentloom.schemas.base import digest
 from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
 from latentloom.schemas.media import VideoInfo
+from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe
-from latentloom.storage.localize import localize
+from latentloom.storage.localize import localize, sources_folder
 from latentloom.storage.store import Store
 
 _ASK_DEVICE = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
@@ -50,11 +50,31 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
     )
 
 
+def check_facts(plan: Plan, store: Store) -> None:
+    """Check that what a plan was made from is still so, before anything is computed under its keys.
+
+    Raises:
+        MediaError: If the source has changed.
+        ModelError: If a model has changed, or torch, PyAV or the device is another one.
+    """
+    facts, again = plan.facts, "; run the recipe again, which makes a new plan"
+    path = localize(facts.source.uri, sources_folder())
+    if file_digest(path, store) != facts.source.digest:
+        raise MediaError(f"{facts.source.uri} has changed since the plan was made{again}")
+    for name, model in _resolve_models(plan.recipe, store).items():
+        if model.digest != facts.models[name].digest:
+            raise ModelError(f"model {name!r} has changed since the plan was made{again}")
+    here = resolve_machine(plan.recipe, store)
+    for field in ("device", "torch", "av"):
+        planned, found = getattr(facts.machine, field), getattr(here, field)
+        if planned != found:
+            raise ModelError(f"the plan was made for {field} {planned}, here is {found}{again}")
+
+
 def resolve_source(recipe: Recipe, store: Store) -> SourceFacts:
     """Probe the source and digest it, or find both in the cache."""
     source = recipe.source
-    folder = Path(tempfile.gettempdir()) / "latentloom-sources"
-    path = localize(source.uri, folder)
+    path = localize(source.uri, sources_folder())
     if not path.is_file():
         raise MediaError(f"{source.uri}: no such video; check source.uri")
     sha256 = file_digest(path, store)

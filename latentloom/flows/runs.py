@@ -12,6 +12,7 @@ from ulid import ULID
 from latentloom.errors import StoreFormatError, UsageError
 from latentloom.schemas.plan import PLAN_FORMAT, Plan
 from latentloom.schemas.run import RunState
+from latentloom.storage.leases import holder
 from latentloom.storage.store import Store
 
 STATE_FILE = "state.json"
@@ -21,13 +22,14 @@ def register(store: Store, plan: Plan, *, overwrite: bool = False) -> RunState:
     """Register a plan as a run, before anything of it is looked up.
 
     Returns:
-        A new run, or the unfinished one of the same plan.
+        A new run, or the unfinished one of the same plan, paths included, that no process works on.
     """
     latest = store.cached("latest-run", plan.digest)
     if isinstance(latest, str) and latest in store.runs():
         state = read_state(store, latest)
-        if state.state != "finished":
-            return update_state(store, state, output=plan.output, overwrite=overwrite, error=None)
+        unfinished = state.state != "finished" and not is_running(store, state.plan)
+        if unfinished and _places(read_plan(store, latest)) == _places(plan):
+            return update_state(store, state, overwrite=overwrite, error=None)
     run_id = str(ULID())
     store.register_run(run_id, plan.model_dump_json().encode())
     store.put_cached("latest-run", plan.digest, run_id)
@@ -40,6 +42,24 @@ def register(store: Store, plan: Plan, *, overwrite: bool = False) -> RunState:
         overwrite=overwrite,
     )
     return update_state(store, state)
+
+
+def lease_name(plan_digest: str) -> str:
+    """Return the name of the lease that a process holds while it runs a plan."""
+    return f"plan-{plan_digest[:40]}"
+
+
+def is_running(store: Store, plan_digest: str) -> bool:
+    """Tell whether a living process runs a plan."""
+    who = holder(store, lease_name(plan_digest))
+    return who is not None and not who.is_dead()
+
+
+def _places(plan: Plan) -> tuple[object, ...]:
+    """Return what a plan's digest leaves out, and a run depends on all the same."""
+    facts = plan.facts
+    folders = {name: model.folder for name, model in facts.models.items()}
+    return plan.recipe, facts.source.path, folders, plan.output
 
 
 def find_run(store: Store, run_id: str) -> str:

@@ -1,7 +1,7 @@
 """Order what is needed into steps. Integers only.
 
-A stage is one step of as many task groups as there are workers, or more. A stage that reads transient frames
-takes turns with the stage that makes them, so that only a few segments of frames lie in the store at a time.
+A stage is one step of as many task groups as there are workers, or more. Transient frames have no step of
+their own: the task that reads them makes them, chunk by chunk, and deletes them behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from latentloom.flows.need import Need
-from latentloom.schemas.plan import Plan, PlannedStage
+from latentloom.schemas.plan import Plan
 
 MAX_TASK_RUNS = 200
 
@@ -32,41 +32,10 @@ def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
         need: Indices of needed chunks, by stage.
         workers: How many task groups run at once.
     """
-    active = [stage for stage in plan.stages if need.get(stage.name)]
-    share = max(workers, MAX_TASK_RUNS // max(1, 2 * len(active)))
-    made: dict[str, set[int]] = {}
+    active = [stage for stage in plan.stages if need.get(stage.name) and not stage.transient]
+    groups = max(workers, MAX_TASK_RUNS // max(1, len(active)))
     for stage in active:
-        if not stage.transient:
-            yield from _steps_of(plan, stage, need[stage.name], need, made, workers, share)
-
-
-def _steps_of(
-    plan: Plan,
-    stage: PlannedStage,
-    indices: Sequence[int],
-    need: Need,
-    made: dict[str, set[int]],
-    workers: int,
-    share: int,
-) -> Iterator[Step]:
-    feeders = [
-        (position, plan.by_name[name])
-        for position, name in enumerate(stage.inputs)
-        if plan.by_name[name].transient and need.get(name)
-    ]
-    if not feeders:
-        yield Step(stage.name, _split(indices, share if len(indices) > workers else workers))
-        return
-    turns = max(1, share // workers)
-    for turn in _split(indices, turns):
-        for position, feeder in feeders:
-            done = made.setdefault(feeder.name, set())
-            wanted = {i for index in turn for i in stage.chunks[index].reads[position]}
-            missing = sorted((wanted & set(need[feeder.name])) - done)
-            done.update(missing)
-            if missing:
-                yield from _steps_of(plan, feeder, missing, need, made, workers, workers)
-        yield Step(stage.name, _split(turn, workers))
+        yield Step(stage.name, _split(need[stage.name], groups))
 
 
 def _split(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:

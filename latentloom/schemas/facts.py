@@ -9,6 +9,7 @@ from pydantic import Field
 from latentloom.schemas.base import Schema
 from latentloom.schemas.media import VideoInfo
 
+ModelDtype = Literal["float32", "float16", "bfloat16"]
 ModelKind = Literal["image", "video", "controlnet", "upsampler"]
 
 
@@ -34,7 +35,7 @@ class ModelFacts(Schema):
     """Local folder with its files."""
     digest: str
     """sha256 over its configuration and weights; a dependent model's covers its base."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: ModelDtype = "float32"
     """Precision that it runs in."""
     parameter_bytes: int
     """Bytes of its weights in memory, in the dtype it runs in."""

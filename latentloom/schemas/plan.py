@@ -71,6 +71,8 @@ class PlannedStage(Schema):
     dtype: str
     transient: bool = False
     """Deleted behind its last reader."""
+    kept: bool = False
+    """Frames that the recipe wants to have, whether the video is there or not."""
     variants: tuple[StageVariant, ...]
     timed: tuple[dict[str, Any], ...] = ({},)
     """The distinct time-ranged values, such as prompts."""
@@ -124,6 +126,20 @@ class Plan(Schema):
     def num_frames(self) -> int:
         """Return the length of the cut in frames."""
         return self.stop - self.start
+
+    def readers(self, name: str, index: int) -> list[str]:
+        """Return the keys of the chunks that read a chunk."""
+        return self._readers[name].get(index, [])
+
+    @cached_property
+    def _readers(self) -> dict[str, dict[int, list[str]]]:
+        readers: dict[str, dict[int, list[str]]] = {stage.name: {} for stage in self.stages}
+        for stage in self.stages:
+            for position, name in enumerate(stage.inputs):
+                for chunk in stage.chunks:
+                    for index in chunk.reads[position]:
+                        readers[name].setdefault(index, []).append(chunk.key)
+        return readers
 
     def keys(self) -> Iterator[str]:
         """Yield the key of every chunk that has a record."""

@@ -87,10 +87,12 @@ class InvertStage(_StageFields):
 
     @model_validator(mode="after")
     def _noise_start_leaves_steps(self) -> Self:
-        if self.noise_start >= self.num_inference_steps:
+        inverted = int(self.num_inference_steps * self.strength)
+        if self.noise_start >= inverted:
             raise ValueError(
-                f"noise_start {self.noise_start} must be smaller than"
-                f" num_inference_steps {self.num_inference_steps}"
+                f"noise_start {self.noise_start} must be smaller than the {inverted} steps that are"
+                f" inverted (num_inference_steps {self.num_inference_steps} x strength"
+                f" {self.strength:g})"
             )
         return self
 
@@ -187,7 +189,7 @@ class FuseStage(_StageFields):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Self:
-        names = [source.name or source.model for source in self.sources]
+        names = self.source_names
         if len(set(names)) != len(names):
             raise ValueError(f"sources have equal names {names}; give each a name of its own")
         weights = [source.weight for source in self.sources]
@@ -198,6 +200,8 @@ class FuseStage(_StageFields):
             raise ValueError(f"weights sum to {sum(given):g}, not 1")
         if len(names) > 2 and not given:
             raise ValueError("more than two sources need a weight each; they sum to 1")
+        if self.toward is not None and self.schedule == "constant":
+            raise ValueError("schedule constant moves no weight; leave out toward, or change it")
         if self.toward is not None and self.toward not in names:
             raise ValueError(f"toward {self.toward!r} is no source; sources are {', '.join(names)}")
         if (
@@ -208,6 +212,11 @@ class FuseStage(_StageFields):
                 f"tau {self.tau} must be smaller than num_inference_steps {self.num_inference_steps}"
             )
         return self
+
+    @property
+    def source_names(self) -> list[str]:
+        """Return the names of the sources, in order."""
+        return [source.name or source.model for source in self.sources]
 
     def first_mixed_step(self, num_inference_steps: int) -> int:
         """Return tau as a step."""

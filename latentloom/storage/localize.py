@@ -21,6 +21,14 @@ SCHEMES = frozenset({"file", "s3", "gs", "gcs", "az", "abfs", "http", "https", "
 _VERSION_FIELDS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated")
 
 
+def sources_folder() -> Path:
+    """Return where downloads of this user are kept; no other user can read or fill it."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "latentloom" / "sources"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def localize(uri: str, folder: Path) -> Path:
     """Give the local path of a source, downloading it where it is remote.
 

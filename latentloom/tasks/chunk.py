@@ -5,12 +5,9 @@ A stage's function takes an ``OpenChunk`` and returns the array to commit.
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +18,7 @@ from latentloom.errors import DamagedChunkError, MissingChunkError
 from latentloom.media.decode import FrameReader
 from latentloom.ops.blend import blend
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
-from latentloom.storage.localize import localize
+from latentloom.storage.localize import localize, sources_folder
 from latentloom.storage.store import Store
 from latentloom.tasks.loading import PlanModels
 from latentloom.tasks.tensors import Array, latents_to_float
@@ -158,18 +155,16 @@ def _forget_vanished(store: Store, key: str) -> None:
 
 def open_source(plan: Plan) -> FrameReader:
     """Return the reader of a plan's source, shared by the chunks of this process."""
-    return _open_reader(plan.facts.source.model_dump_json(), _decode_fields(plan))
+    stage = plan.by_name["decode_video"]
+    key = (plan.facts.source.uri, stage.key)
+    if key not in _readers:
+        _readers.clear()
+        path = localize(plan.facts.source.uri, sources_folder())
+        _readers[key] = FrameReader(path, plan.facts.source.info, **dict(_decode_fields(plan)))
+    return _readers[key]
 
 
-@functools.lru_cache(maxsize=4)
-def _open_reader(source_json: str, fields: tuple[tuple[str, Any], ...]) -> FrameReader:
-    from latentloom.schemas.facts import SourceFacts
-
-    source, options = SourceFacts.model_validate_json(source_json), dict(fields)
-    path = Path(source.path)
-    if not path.exists():
-        path = localize(source.uri, Path(tempfile.gettempdir()) / "latentloom-sources")
-    return FrameReader(path, source.info, **options)
+_readers: dict[tuple[str, str], FrameReader] = {}
 
 
 def _decode_fields(plan: Plan) -> tuple[tuple[str, Any], ...]:

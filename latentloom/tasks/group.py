@@ -11,6 +11,7 @@ import resource
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ from latentloom.tasks.encode import encode
 from latentloom.tasks.encode_video import encode_video
 from latentloom.tasks.fuse import fuse
 from latentloom.tasks.invert import invert
-from latentloom.tasks.loading import PlanModels, use_profile
+from latentloom.tasks.loading import PlanModels, forget_changed_models, use_profile
 from latentloom.tasks.mix import mix
 from latentloom.tasks.smooth import smooth
 from latentloom.tasks.stop import stop_requested
@@ -56,8 +57,8 @@ _log = logging.getLogger("latentloom")
 
 def work_through(
     store: Store, plan: Plan, run_id: str, stage_name: str, indices: Sequence[int]
-) -> int:
-    """Compute those of a stage's chunks that have no record yet.
+) -> Counter[str]:
+    """Compute those of a stage's chunks that have no record yet, and the transient frames that they read.
 
     Args:
         store: Where chunks lie.
@@ -67,45 +68,79 @@ def work_through(
         indices: Which of its chunks.
 
     Returns:
-        How many chunks this call computed.
+        How many chunks of each stage this call computed.
 
     Raises:
         InterruptedRunError: If the run was asked to stop; what is finished is kept.
         ResourceError: If memory or disk is full.
         StageError: If a model or codec failed in a way nobody foresaw.
     """
-    stage = plan.by_name[stage_name]
-    models = PlanModels(plan)
     use_profile(plan)
-    journal = _Journal(store, run_id, stage_name)
-    computed = 0
+    forget_changed_models(plan)
+    work = _Work(store, plan, _Journal(store, run_id))
     try:
         for index in indices:
-            if stop_requested():
-                raise InterruptedRunError(f"stopped before chunk {index} of stage {stage_name!r}")
-            chunk = OpenChunk(store, plan, stage, stage.chunks[index], models)
-            computed += _finish_chunk(chunk, index, journal)
+            work.finish(plan.by_name[stage_name], index)
+            work.delete_behind(plan.by_name[stage_name], index)
     finally:
-        journal.flush()
-    return computed
+        work.journal.flush()
+    return work.computed
 
 
-def _finish_chunk(chunk: OpenChunk, index: int, journal: _Journal) -> bool:
-    """Make sure that a chunk has a record; tell whether this call computed it."""
-    store, key = chunk.store, chunk.chunk.key
-    if _is_done(store, key):
-        journal.note("chunk_reused", key, index)
-        return False
-    with lease(store, f"chunk-{key[:40]}", stop=stop_requested):
-        if _is_done(store, key):
-            journal.note("chunk_reused", key, index)
+@dataclass
+class _Work:
+    """What one task does to a plan: chunks finished, transient ones deleted behind their readers."""
+
+    store: Store
+    plan: Plan
+    journal: _Journal
+    computed: Counter[str] = field(default_factory=Counter)
+
+    def finish(self, stage: PlannedStage, index: int) -> None:
+        """Make sure that a chunk has a record."""
+        if stop_requested():
+            raise InterruptedRunError(f"stopped before chunk {index} of stage {stage.name!r}")
+        chunk = stage.chunks[index]
+        if self._reuse(stage, chunk, index):
+            return
+        with lease(self.store, f"chunk-{chunk.key[:40]}", stop=stop_requested):
+            if self._reuse(stage, chunk, index):
+                return
+            self._make_inputs(stage, chunk)
+            self.journal.note("chunk_started", stage.name, chunk.key, index)
+            begun = time.monotonic()
+            opened = OpenChunk(self.store, self.plan, stage, chunk, PlanModels(self.plan))
+            array = _compute(opened, index)
+            self.store.commit(
+                chunk.key, array, start=chunk.start, stop=chunk.stop, dtype=stage.dtype
+            )
+            self.computed[stage.name] += 1
+            _report(stage, chunk, index, time.monotonic() - begun, self.journal)
+
+    def delete_behind(self, stage: PlannedStage, index: int) -> None:
+        """Delete the transient frames of which a chunk was the last reader."""
+        for position, name in enumerate(stage.inputs):
+            upstream = self.plan.by_name[name]
+            if not upstream.transient:
+                continue
+            for read in stage.chunks[index].reads[position]:
+                readers = set(self.plan.readers(name, read))
+                if readers == self.store.present(readers):
+                    self.store.delete(upstream.chunks[read].key)
+                    self.delete_behind(upstream, read)
+
+    def _make_inputs(self, stage: PlannedStage, chunk: PlannedChunk) -> None:
+        for position, name in enumerate(stage.inputs):
+            upstream = self.plan.by_name[name]
+            if upstream.transient:
+                for read in chunk.reads[position]:
+                    self.finish(upstream, read)
+
+    def _reuse(self, stage: PlannedStage, chunk: PlannedChunk, index: int) -> bool:
+        if not _is_done(self.store, chunk.key):
             return False
-        journal.note("chunk_started", key, index)
-        begun = time.monotonic()
-        array = _compute(chunk, index)
-        store.commit(key, array, start=chunk.chunk.start, stop=chunk.chunk.stop, dtype=chunk.dtype)
-        _report(chunk.stage, chunk.chunk, index, time.monotonic() - begun, journal)
-    return True
+        self.journal.note("chunk_reused", stage.name, chunk.key, index)
+        return True
 
 
 def _is_done(store: Store, key: str) -> bool:
@@ -144,7 +179,7 @@ def _report(
     stage: PlannedStage, chunk: PlannedChunk, index: int, seconds: float, journal: _Journal
 ) -> None:
     peak = peak_rss_bytes()
-    journal.note("chunk_computed", chunk.key, index, seconds=seconds, peak_bytes=peak)
+    journal.note("chunk_computed", stage.name, chunk.key, index, seconds=seconds, peak_bytes=peak)
     _log.info(
         "%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
         stage.name,
@@ -169,13 +204,13 @@ class _Journal:
 
     store: Store
     run_id: str
-    stage: str
     pending: list[Event] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
 
     def note(
         self,
         kind: EventKind,
+        stage: str,
         key: str,
         index: int,
         *,
@@ -188,7 +223,7 @@ class _Journal:
                 time=time.time(),
                 kind=kind,
                 run=self.run_id,
-                stage=self.stage,
+                stage=stage,
                 key=key,
                 index=index,
                 seconds=seconds,

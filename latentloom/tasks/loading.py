@@ -15,6 +15,7 @@ from latentloom.models.load import (
     load_controlnet,
     load_image_model,
     load_upsampler,
+    load_vae,
     load_video_model,
 )
 from latentloom.models.upsample import Upsampler
@@ -87,6 +88,26 @@ class PlanModels:
 def embed(model: ImageModel | VideoModel, text: str) -> torch.Tensor:
     """Return the embedding ``(1, L, D)`` of a prompt."""
     return model.text.encode([text])
+
+
+_digests: dict[str, str] = {}
+
+
+def forget_changed_models(plan: Plan) -> None:
+    """Drop all loaded models if one of the plan's has other files than what was loaded from its folder."""
+    wanted = {f"{m.folder}#{name}": m.digest for name, m in plan.facts.models.items()}
+    if any(_digests.get(key, digest) != digest for key, digest in wanted.items()):
+        for cached in (
+            load_image_model,
+            load_video_model,
+            load_controlnet,
+            load_upsampler,
+            load_vae,
+            embed,
+        ):
+            cached.cache_clear()
+        _digests.clear()
+    _digests.update(wanted)
 
 
 def use_profile(plan: Plan) -> None:

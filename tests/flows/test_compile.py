@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from latentloom.errors import RecipeError, ResourceError
 from latentloom.flows.compile import compile_plan
+from latentloom.flows.need import find_need
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe
@@ -243,6 +244,57 @@ def test_cut_without_frames_is_refused() -> None:
 def test_plan_over_its_memory_budget_is_refused() -> None:
     with pytest.raises(ResourceError, match="the limit is 1"):
         compiled(limits={"memory": "1MiB"})
+
+
+def test_shape_of_latents_is_in_the_key() -> None:
+    facts = make_facts()
+    models = facts.models | {"image": make_model("image", "image", latent_multiple=4)}
+    after = compiled(facts.model_copy(update={"models": models}))
+    assert after.by_name["encode"].frame_shape != compiled().by_name["encode"].frame_shape
+    assert not keys(after, "encode") & keys(compiled(), "encode")
+
+
+def test_source_that_gains_weight_is_in_the_key_whatever_it_is_called() -> None:
+    def stages(*names: str) -> list[dict[str, Any]]:
+        sources = [
+            {"model": model, "name": name}
+            for model, name in zip(("image", "video"), names, strict=True)
+        ]
+        return [*make_stages()[:2], FUSE | {"sources": sources, "toward": "a"}, {"op": "decode"}]
+
+    one, other = compiled(stages=stages("a", "b")), compiled(stages=stages("b", "a"))
+    assert not keys(one, "fuse") & keys(other, "fuse")
+
+
+def test_keep_makes_other_frames_and_asks_for_them() -> None:
+    kept = compiled(stages=[*make_stages()[:3], {"op": "decode", "keep": True}])
+    assert not keys(kept, "decode") & keys(compiled(), "decode")
+    assert kept.digest != compiled().digest
+    assert find_need(kept, set(), published=True)["decode"]
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("stages.invert.num_inference_steps=6", "num_inference_steps cannot differ"),
+        ("stages.invert.strength=0.5", "strength cannot differ"),
+        ("stages.invert.windows.size=8", "windows cannot differ"),
+        ("stages.decode.keep=true", "keep cannot differ"),
+        ("stages.encode.model=control", "is of kind controlnet"),
+        ("stages.decode.model=nope", "unknown model"),
+        ("stages.fuse.tau=90", "tau 90 must be smaller"),
+    ],
+)
+def test_redo_changes_values_only(override: str, fault: str) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        compiled(redo=[{"frames": [32, 64], "overrides": [override]}])
+
+
+def test_two_image_models_need_a_schedule_that_fits() -> None:
+    sources = [{"model": "image", "name": "a"}, {"model": "image", "name": "b"}]
+    stages = [*make_stages()[:2], FUSE | {"sources": sources}, {"op": "decode"}]
+    with pytest.raises(RecipeError, match="toward_video needs a video model"):
+        compiled(stages=stages)
 
 
 def test_plan_over_its_disk_budget_is_refused() -> None:
