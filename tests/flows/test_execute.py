@@ -16,13 +16,15 @@ from latentloom.errors import (
     StageError,
     UsageError,
 )
-from latentloom.flows.runs import read_state, register
+from latentloom.flows.runs import lease_name, read_state, register
 from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 from latentloom.schemas.plan import Plan
+from latentloom.storage.leases import lease
 from latentloom.storage.maintenance import verify
 from latentloom.storage.store import Store
 from latentloom.tasks import group
+from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.published import read_sidecar
 from tests.runs import STAGES, compile_small, computed, make_clip, run_here
 
@@ -289,3 +291,67 @@ def _damage(store: Store, plan: Plan, name: str, index: int) -> None:
     data = bytearray(file.read_bytes())
     data[7] ^= 4
     file.write_bytes(bytes(data))
+
+
+def test_source_that_changed_under_a_plan_poisons_nothing(store: Store, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4")
+    plan = compile_small(store, clip, tmp_path / "edited.mp4")
+    make_clip(tmp_path / "clip.mp4", 24, size=48)
+    with pytest.raises(MediaError, match="has changed since the plan was made"):
+        run_here(store, plan)
+    assert not store.present(list(plan.keys()))
+
+
+def test_moved_source_gets_a_run_of_its_own(store: Store, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4")
+    output = tmp_path / "edited.mp4"
+    first = register(store, compile_small(store, clip, output))
+    moved = clip.rename(tmp_path / "moved.mp4")
+    second = register(store, compile_small(store, moved, output))
+    assert second.run != first.run
+    assert second.plan == first.plan
+
+
+def test_run_of_a_living_process_is_not_shared(store: Store, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4")
+    plan = compile_small(store, clip, tmp_path / "edited.mp4")
+    first = register(store, plan)
+    with lease(store, lease_name(plan.digest)):
+        assert register(store, plan).run != first.run
+
+
+def test_many_damaged_chunks_are_all_computed_again(
+    clip: Path, store: Store, tmp_path: Path
+) -> None:
+    output = tmp_path / "edited.mp4"
+    small = {"frames": 2}
+    plan = compile_small(store, clip, output, chunks=small)
+    run_here(store, plan)
+    expected = output.read_bytes()
+    for index in range(8):
+        _damage(store, plan, "encode", index)
+    for name in ("invert", "fuse", "encode_video"):
+        for chunk in plan.by_name[name].chunks:
+            store.delete(chunk.key)
+    output.unlink()
+    assert computed(run_here(store, plan))["encode"] == 8
+    assert output.read_bytes() == expected
+
+
+def test_frames_in_the_store_do_not_grow_with_the_video(store: Store, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", 64)
+    plan = compile_small(store, clip, tmp_path / "edited.mp4", stages=[STAGES[0], STAGES[3]])
+    frames = {chunk.key for chunk in plan.by_name["decode"].chunks}
+    most = 0
+    original = group.STAGES["encode_video"]
+
+    def count(chunk: OpenChunk) -> Any:
+        nonlocal most
+        most = max(most, len(store.present(frames)))
+        return original(chunk)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(group.STAGES, "encode_video", count)
+        run_here(store, plan)
+    assert most == 1
+    assert not store.present(frames)
