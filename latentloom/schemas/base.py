@@ -12,12 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 _CLOCK = re.compile(r"^(?:(?P<h>\d+):)?(?P<m>\d{1,2}):(?P<s>\d{1,2}(?:\.\d+)?)$")
 _SECONDS = re.compile(r"^(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|min|h)?$")
 _UNITS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+MAX_SECONDS = 1_000_000_000
+"""Thirty years: longer than any video, and a number that ticks of any time base can count."""
 
 
 class Schema(BaseModel):
     """Base of all schemas: unknown fields are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def parse_seconds(value: Any) -> Any:
@@ -25,12 +29,16 @@ def parse_seconds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         # Pydantic turns ValueError into a fault of the file, but not TypeError.
         raise ValueError("expected seconds, such as 2.5, 2.5s or 00:01:02.500")  # noqa: TRY004
-    if isinstance(value, int | float):
-        return float(value)
-    text = value.strip()
+    seconds = _seconds(value.strip()) if isinstance(value, str) else value
+    if abs(seconds) > MAX_SECONDS or seconds != seconds:
+        raise ValueError(f"expected a time of at most {MAX_SECONDS} s")
+    return float(seconds)
+
+
+def _seconds(text: str) -> float:
     if clock := _CLOCK.match(text):
-        hours, minutes, seconds = clock.group("h") or 0, clock.group("m"), clock.group("s")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        hours, minutes, seconds = clock.group("h") or "0", clock.group("m"), clock.group("s")
+        return float(hours) * 3600 + int(minutes) * 60 + float(seconds)
     if plain := _SECONDS.match(text):
         return float(plain.group("value")) * _UNITS[plain.group("unit")]
     raise ValueError("expected seconds, such as 2.5, 2.5s or 00:01:02.500")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,7 +19,9 @@ from latentloom.schemas.recipe import Recipe, wiring_faults
 from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
 
 _PATH_IN_MESSAGE = re.compile(r"^(?P<path>[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
-_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SCHEME = re.compile(r"^(?!file://)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_CHAIN = re.compile(r"^[a-z][a-z0-9+.-]*::", re.IGNORECASE)
+_EMBEDDED = "embedded:"
 
 
 def load_recipe(
@@ -30,7 +33,8 @@ def load_recipe(
     """Read a recipe.
 
     Paths in the file are relative to the file and confined to its folder, the working directory and
-    ``roots``; paths in overrides are trusted and relative to the working directory. Both come out absolute.
+    ``roots``, links followed; paths in overrides are trusted and relative to the working directory.
+    Both come out absolute. A source may be remote; whether its scheme is allowed is seen when it is fetched.
 
     Args:
         path: The YAML file.
@@ -118,12 +122,16 @@ def _child(node: Any, part: str, dotted: str) -> Any:
 
 def _validate(data: dict[str, Any], document: Any, file: Path, overridden: Sequence[str]) -> Recipe:
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         faults = [
             _Fault.of(details, data)
             for details in error.errors(include_url=False, include_context=False)
         ]
+    else:
+        faults = list(_path_faults(recipe))
+        if not faults:
+            return recipe
     messages = {fault.message for fault in faults}
     faults += [_Fault.of_message(text) for text in _wiring(data) if text not in messages]
     lines = [fault.line(document, file, overridden) for fault in faults]
@@ -259,36 +267,67 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _path_faults(recipe: Recipe) -> Iterator[_Fault]:
+    """Find places that no recipe may name, whoever vouches for it."""
+    named: dict[tuple[str, ...], str | None] = {("source", "uri"): recipe.source.uri}
+    for name, spec in recipe.models.items():
+        inner = PurePosixPath(spec.subfolder or "")
+        if inner.is_absolute() or ".." in inner.parts:
+            yield _Fault(
+                ("models", name, "subfolder"),
+                f"{spec.subfolder!r} leaves the model; name a folder inside it",
+            )
+        named[("models", name, "path")] = spec.path
+        named[("models", name, "subfolder")] = spec.subfolder
+    if recipe.output is not None:
+        named[("output", "uri")] = recipe.output.uri
+        if _SCHEME.match(recipe.output.uri) or _CHAIN.match(recipe.output.uri):
+            yield _Fault(("output", "uri"), "remote outputs are not written; give a local path")
+    for location, text in named.items():
+        if text is not None and "\0" in text:
+            yield _Fault(location, "holds a NUL character; remove it")
+
+
 def _with_absolute_paths(
     recipe: Recipe, folder: Path, trusted: set[str], roots: Sequence[Path]
 ) -> Recipe:
     allowed = [folder, Path.cwd(), *roots]
 
-    def absolute(uri: str, key: str) -> str:
-        if _REMOTE.match(uri) or uri.startswith("embedded:"):
-            return uri
+    def absolute(uri: str, key: str, inner: str | None = None) -> str:
         if key in trusted:
-            return str(Path(uri).expanduser().absolute())
-        return str(_confined(folder / uri, key, allowed))
+            return str(_local(uri).expanduser().absolute())
+        path = folder / _local(uri)
+        if inner is not None:
+            _confined(path / inner, key, allowed)
+        return str(_confined(path, key, allowed))
 
-    source = recipe.source.model_copy(update={"uri": absolute(recipe.source.uri, "source.uri")})
-    models = {
-        name: spec.model_copy(update={"path": absolute(spec.path, f"models.{name}.path")})
-        if spec.path
-        else spec
-        for name, spec in recipe.models.items()
-    }
-    update: dict[str, Any] = {"source": source, "models": models}
+    update: dict[str, Any] = {"models": dict(recipe.models)}
+    for name, spec in recipe.models.items():
+        if spec.path is not None and not spec.path.startswith(_EMBEDDED):
+            path = absolute(spec.path, f"models.{name}.path", spec.subfolder)
+            update["models"][name] = spec.model_copy(update={"path": path})
+    if not _SCHEME.match(recipe.source.uri):
+        uri = absolute(recipe.source.uri, "source.uri")
+        update["source"] = recipe.source.model_copy(update={"uri": uri})
     if recipe.output is not None:
         uri = absolute(recipe.output.uri, "output.uri")
         update["output"] = recipe.output.model_copy(update={"uri": uri})
     return recipe.model_copy(update=update)
 
 
+def _local(uri: str) -> Path:
+    """Return the path that a path or ``file://`` URI means."""
+    return Path(unquote(urlsplit(uri).path) if uri.lower().startswith("file://") else uri)
+
+
 def _confined(path: Path, key: str, allowed: Sequence[Path]) -> Path:
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    # Python 3.11 and 3.12 raise RuntimeError at a loop of links.
+    except (OSError, RuntimeError) as error:
+        raise PolicyError(f"{key}: {path} cannot be followed ({error}); check its links") from error
     if any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
-        return Path(os.path.normpath(path))
+        return resolved
     raise PolicyError(
         f"{key}: {path} lies outside the recipe's folder and the working directory;"
         f" give it on the command line ({key}=...), or list its folder in LATENTLOOM_ROOTS"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,14 @@ def test_all_faults_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ('{path: "embedded:sprites/image"}', "{}", "give exactly one of path and repo_id"),
         ("{op: encode}", "{op: encode, name: encode_video}", "is taken by the system"),
         ("source: {uri", "source: {uri: [", "not YAML"),
+        ("{uri: clip.mp4}", "{uri: a, end: .inf}", "source.end: expected a time of at most"),
+        ("{uri: clip.mp4}", "{uri: a, start: .nan}", "source.start: expected a time of at most"),
+        ("{uri: clip.mp4}", "{uri: a, end: 1e300}", "source.end: expected a time of at most"),
+        ("version: 1", "version: 1\nseed: .inf", "seed: input should be a finite number, got inf"),
+        ("version: 1", "version: 1\nlimits: {memory: .inf}", "limits.memory: could not parse"),
+        ('image"}', 'image", subfolder: ../x}', "models.image.subfolder: '../x' leaves the model"),
+        ('image"}', 'image", subfolder: /x}', "models.image.subfolder: '/x' leaves the model"),
+        ("clip.mp4", '"a\\0b"', "source.uri: holds a NUL character"),
     ],
 )
 def test_each_fault_says_where_and_what(tmp_path: Path, old: str, new: str, fault: str) -> None:
@@ -94,6 +104,37 @@ def test_missing_file_is_one_fault(tmp_path: Path) -> None:
 
 def test_deep_nesting_is_refused_not_a_crash(tmp_path: Path) -> None:
     assert "nested deeper" in faults(tmp_path, "a: " + "[" * 2000 + "]" * 2000)[0]
+
+
+@pytest.mark.parametrize("number", [".inf", ".nan", "-.inf"])
+def test_tau_that_is_no_number_of_steps_is_a_fault(tmp_path: Path, number: str) -> None:
+    fuse = f"  - {{op: fuse, tau: {number}, sources: [{{model: a}}, {{model: b}}]}}\n"
+    assert "stages[2].tau: input should be a finite number" in faults(tmp_path, GOOD + fuse)[0]
+
+
+def test_aliases_are_read(tmp_path: Path) -> None:
+    text = GOOD.replace("{source: a, target: b}", "{source: &text a, target: *text}")
+    assert load_recipe(write(tmp_path, text)).prompts[0].target == "a"
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for before, after in pairwise("abcdefghijkl"):
+        text += f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
+    begun = time.monotonic()
+    assert faults(tmp_path, text) == ["recipe.yaml:5: nested deeper or longer than a recipe may be"]
+    assert time.monotonic() - begun < 2
+
+
+def test_aliases_that_nest_are_refused(tmp_path: Path) -> None:
+    text = "a0: &a0 x\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(50))
+    assert "nested deeper" in faults(tmp_path, text)[0]
+
+
+def test_alias_of_what_it_lies_in_is_refused(tmp_path: Path) -> None:
+    assert faults(tmp_path, "version: 1\nstages: &a [*a]\n") == [
+        "recipe.yaml:2: alias *a stands for what it lies in"
+    ]
 
 
 def test_huge_file_is_refused(tmp_path: Path) -> None:
@@ -139,6 +180,72 @@ def test_path_that_climbs_out_is_refused(tmp_path: Path) -> None:
         load_recipe(write(tmp_path / "inside", GOOD.replace("clip.mp4", "../../../../clip.mp4")))
 
 
+@pytest.mark.parametrize(
+    "uri", ["file:///etc/passwd", "FILE:///etc/passwd", "file:///etc%2Fpasswd"]
+)
+def test_file_uri_is_confined_like_a_path(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(PolicyError, match=r"source\.uri: /etc/passwd lies outside"):
+        load_recipe(write(tmp_path, GOOD.replace("clip.mp4", uri)))
+    recipe = load_recipe(write(tmp_path, GOOD.replace("clip.mp4", f"file://{tmp_path}/clip.mp4")))
+    assert recipe.source.uri == str(tmp_path / "clip.mp4")
+
+
+def test_remote_source_is_left_to_the_fetcher(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD.replace("clip.mp4", "s3://bucket/clip.mp4")))
+    assert recipe.source.uri == "s3://bucket/clip.mp4"
+
+
+def test_embedded_means_something_for_models_only(tmp_path: Path) -> None:
+    text = GOOD + "output: {uri: embedded:out.mp4}\n"
+    recipe = load_recipe(write(tmp_path, text.replace("clip.mp4", "embedded:clip.mp4")))
+    assert recipe.models["image"].path == "embedded:sprites/image"
+    assert recipe.source.uri == str(tmp_path / "embedded:clip.mp4")
+    assert recipe.output is not None
+    assert recipe.output.uri == str(tmp_path / "embedded:out.mp4")
+    for field in ("source.uri", "output.uri"):
+        wrong = text.replace(
+            "clip.mp4" if field == "source.uri" else "embedded:out.mp4",
+            "embedded:/../../../../../etc/passwd",
+        )
+        with pytest.raises(PolicyError, match=field):
+            load_recipe(write(tmp_path, wrong))
+
+
+def test_links_are_followed_before_a_path_is_judged(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside / "real", outside / "sub"):
+        folder.mkdir(parents=True)
+    (inside / "link").symlink_to(outside)
+    (inside / "near").symlink_to(inside / "real")
+    (inside / "loop").symlink_to(inside / "loop")
+    (inside / "real" / "sub").symlink_to(outside / "sub")
+    near = load_recipe(write(inside, GOOD.replace("clip.mp4", "near/clip.mp4")))
+    assert near.source.uri == str(inside / "real" / "clip.mp4")
+    embedded = '"embedded:sprites/image"'
+    for text in (
+        GOOD.replace("clip.mp4", "link/clip.mp4"),
+        GOOD.replace("clip.mp4", "near/../../outside/clip.mp4"),
+        GOOD.replace("clip.mp4", "loop/clip.mp4"),
+        GOOD.replace(embedded, "link"),
+        GOOD.replace(embedded, "near, subfolder: sub"),
+        GOOD + "output: {uri: link/out.mp4}\n",
+    ):
+        with pytest.raises(PolicyError):
+            load_recipe(write(inside, text))
+
+
+@pytest.mark.parametrize("uri", ["s3://b/x.mp4", "x://y.mp4", "simplecache::s3://b/x.mp4"])
+def test_remote_output_is_a_fault(tmp_path: Path, uri: str) -> None:
+    fault = "output.uri: remote outputs are not written; give a local path"
+    text = GOOD + f"output: {{uri: '{uri}'}}\n"
+    assert faults(tmp_path, text) == [f"recipe.yaml:11: {fault}"]
+    text = GOOD + "output: {uri: out.mp4}\n"
+    assert faults(tmp_path, text, f"output.uri={uri}") == [f"override: {fault}"]
+    recipe = load_recipe(write(tmp_path, text), [f"output.uri=file://{tmp_path}/o.mp4"])
+    assert recipe.output is not None
+    assert recipe.output.uri == str(tmp_path / "o.mp4")
+
+
 def test_overrides_of_a_range_touch_stages_and_prompts_only(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD))
     changed = with_overrides(recipe, ["prompts.target=c"])
@@ -162,9 +269,12 @@ def test_seconds_are_read_as_people_write_them(text: object, seconds: float) -> 
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1s", "1:2:3:4", True, None, [1]])
+@pytest.mark.parametrize(
+    "text",
+    ["", "soon", "-1s", "1:2:3:4", True, None, [1], 10**400, "9" * 400, "9" * 5000 + ":00:00"],
+)
 def test_what_is_no_time_is_a_clear_error(text: object) -> None:
-    with pytest.raises(ValueError, match="expected seconds"):
+    with pytest.raises(ValueError, match=r"expected (seconds|a time)"):
         parse_seconds(text)
 
 
