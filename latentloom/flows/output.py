@@ -41,7 +41,9 @@ def _filled_in(template: str, known: Mapping[str, str]) -> str:
         raise RecipeError(f"output.uri: unknown {fields}; only {{stem}} and {{name}} are known")
     for field, value in known.items():
         if f"{{{field}}}" in template and ("/" in value or value in ("", ".", "..")):
-            raise RecipeError(f"output.uri: {{{field}}} is {value!r} here; give the path without it")
+            raise RecipeError(
+                f"output.uri: {{{field}}} is {value!r} here; give the path without it"
+            )
     path = _FIELD.sub(lambda match: known[match[1]], template)
     parts = PurePosixPath(template).parts
     fixed = next((index for index, part in enumerate(parts) if _FIELD.search(part)), len(parts) - 1)
