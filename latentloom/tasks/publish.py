@@ -6,13 +6,16 @@ before the video. So a video is ours exactly if its sidecar lists it, whenever a
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
-import uuid
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from latentloom.errors import MediaError, ResourceError
+from latentloom.errors import MediaError, ResourceError, UsageError
 from latentloom.media.join import join_segments
 from latentloom.schemas.base import digest
 from latentloom.schemas.media import EncodeSettings, JoinReport
@@ -22,6 +25,19 @@ from latentloom.storage.store import Store
 from latentloom.tasks.chunk import open_source, read_chunk
 from latentloom.tasks.published import check_output, file_digest, sidecar_path
 from latentloom.tasks.stop import stop_requested
+
+_WRONG_PLACE = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Errors that another output.uri avoids."""
 
 
 def publish(store: Store, plan: Plan, *, run_id: str, output: str, overwrite: bool) -> JoinReport:
@@ -35,24 +51,18 @@ def publish(store: Store, plan: Plan, *, run_id: str, output: str, overwrite: bo
         overwrite: Whether a video that is not ours may be replaced.
 
     Raises:
-        UsageError: If the path holds something that is not ours.
+        UsageError: If the path holds something that is not ours, or cannot be written.
         MissingChunkError: If a segment has vanished.
         ResourceError: If the disk is full.
     """
     path = Path(output)
     with lease(store, f"output-{digest(str(path.resolve()))[:40]}", stop=stop_requested):
         check_output(output, source=plan.facts.source.path, overwrite=overwrite)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
-        try:
+        with _explained(output):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _drafts(store, path) as (temporary, draft), _explained(output):
             report = join(store, plan, temporary)
-            _put_in_place(plan, run_id, temporary, path)
-        except OSError as error:
-            raise ResourceError(
-                f"cannot write {output}: {error.strerror or error}; finished chunks are kept"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            _put_in_place(plan, run_id, temporary, draft, path)
     return report
 
 
@@ -90,13 +100,50 @@ def _metadata(plan: Plan) -> dict[str, str]:
     facts = {
         "plan": plan.digest,
         "stages": {
-            stage.name: stage.variants[0].fields for stage in plan.stages if stage.unit != "source"
+            stage.name: {
+                "variants": [variant.fields for variant in stage.variants],
+                "timed": list(stage.timed),
+            }
+            for stage in plan.stages
+            if stage.unit != "source"
         },
     }
     return {"comment": "latentloom " + json.dumps(facts, sort_keys=True, separators=(",", ":"))}
 
 
-def _put_in_place(plan: Plan, run_id: str, temporary: Path, path: Path) -> None:
+@contextmanager
+def _drafts(store: Store, path: Path) -> Iterator[tuple[Path, Path]]:
+    """Name a temporary video and sidecar, removed in the end; what a killed run left is removed first.
+
+    Names hold the store's, since runs of two stores share no lease, and a token, since a lease can be lost.
+    """
+    prefix = f".{path.name}.{digest(store.uri)[:8]}."
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.partial*"):
+        left.unlink(missing_ok=True)
+    token = secrets.token_hex(4)
+    drafts = (
+        path.with_name(f"{prefix}{token}.partial{path.suffix}"),
+        path.with_name(f"{prefix}{token}.partial.json"),
+    )
+    try:
+        yield drafts
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(output: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write {output}: {error.strerror or error}"
+        if error.errno in _WRONG_PLACE:
+            raise UsageError(f"{text}; choose another output.uri") from error
+        raise ResourceError(f"{text}; finished chunks are kept") from error
+
+
+def _put_in_place(plan: Plan, run_id: str, temporary: Path, draft: Path, path: Path) -> None:
     sidecar = {
         "plan": plan.digest,
         "run": run_id,
@@ -107,7 +154,6 @@ def _put_in_place(plan: Plan, run_id: str, temporary: Path, path: Path) -> None:
         "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True) | {"version": 1},
         "models": {name: model.digest for name, model in plan.facts.models.items()},
     }
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.json")
     draft.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
     _sync(temporary)
     _sync(draft)
