@@ -1,4 +1,7 @@
-"""Tables for people: what a plan will do, what runs did, what the store holds."""
+"""Tables for people: what a plan will do, what runs did, what the store holds.
+
+Names come from users: they are shown as they are, never read as markup, emoji or control codes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
@@ -19,15 +23,17 @@ def show_plan(
     """Show what a plan would compute."""
     info = plan.facts.source.info
     seconds = info.seconds(plan.stop) - info.seconds(plan.start)
-    console.print(
+    show_line(
+        console,
         f"{plan.facts.source.uri}: frames {plan.start}-{plan.stop}"
-        f" ({plan.num_frames} frames, {seconds:.2f} s), device {plan.facts.machine.device}"
+        f" ({plan.num_frames} frames, {seconds:.2f} s), device {plan.facts.machine.device}",
     )
     table = _table("stage", "op", "key", "chunks>", "hits>", "to do>", "memory>", "store>")
     for stage in plan.stages:
         if not stage.stored:
             continue
-        table.add_row(
+        _add(
+            table,
             stage.name,
             stage.op,
             stage.key[:12],
@@ -38,19 +44,21 @@ def show_plan(
             "passing" if stage.transient else readable(sum(stage.chunk_bytes)),
         )
     console.print(table)
-    console.print(
+    show_line(
+        console,
         f"peak memory {readable(plan.peak_bytes)}, store {readable(plan.store_bytes)}"
-        + (f", output {plan.output}" if plan.output else "")
+        + (f", output {plan.output}" if plan.output else ""),
     )
     for warning in plan.warnings:
-        console.print(f"warning: {warning}")
+        show_line(console, f"warning: {warning}")
 
 
 def show_run(console: Console, state: RunState) -> None:
     """Show what a run did."""
     table = _table("stage", "op", "chunks>", "computed>", "reused>", "passing>", "seconds>")
     for stage in state.stages:
-        table.add_row(
+        _add(
+            table,
             stage.name,
             stage.op,
             str(stage.chunks),
@@ -59,13 +67,13 @@ def show_run(console: Console, state: RunState) -> None:
             str(stage.transient),
             f"{stage.seconds:.1f}",
         )
-    console.print(f"run {state.run} {state.state}: {state.source}")
+    show_line(console, f"run {state.run} {state.state}: {state.source}")
     if state.stages:
         console.print(table)
     if state.error:
-        console.print(f"error: {state.error}")
+        show_line(console, f"error: {state.error}")
     if state.output:
-        console.print(f"output: {state.output}")
+        show_line(console, f"output: {state.output}")
 
 
 def show_runs(console: Console, states: Iterable[tuple[RunState, int, int]]) -> None:
@@ -73,7 +81,8 @@ def show_runs(console: Console, states: Iterable[tuple[RunState, int, int]]) -> 
     table = _table("run", "name", "state", "chunks>", "updated", "output")
     for state, present, total in states:
         updated = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.updated))
-        table.add_row(
+        _add(
+            table,
             state.run,
             state.name,
             state.state,
@@ -88,8 +97,13 @@ def show_rows(console: Console, header: Sequence[str], rows: Iterable[Sequence[s
     """Show any table; a header that ends in ``>`` aligns right."""
     table = _table(*header)
     for row in rows:
-        table.add_row(*row)
+        _add(table, *row)
     console.print(table)
+
+
+def show_line(console: Console, text: str) -> None:
+    """Show one line of text."""
+    console.print(_plain(text))
 
 
 def _table(*header: str) -> Table:
@@ -97,6 +111,20 @@ def _table(*header: str) -> Table:
     for title in header:
         right = title.endswith(">")
         table.add_column(
-            title.removesuffix(">"), justify="right" if right else "left", overflow="fold"
+            _plain(title.removesuffix(">")), justify="right" if right else "left", overflow="fold"
         )
     return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*(_plain(cell) for cell in cells))
+
+
+def _plain(text: str) -> Text:
+    shown = (
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+    return Text("".join(shown))
