@@ -83,15 +83,10 @@ def encode(vae: AutoencoderKL, frames: NDArray[np.uint8]) -> torch.Tensor:
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
     """Return the frames of normalised latents."""
-    parts = denormalised(vae, latents).split(32)
+    mean, std = _statistics(vae)
+    parts = (latents * std + mean).split(32)
     images = torch.cat([vae.decode(part).sample for part in parts]).clamp(-1, 1)
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def denormalised(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Return latents in the VAE's own scale."""
-    mean, std = _statistics(vae)
-    return latents * std + mean
 
 
 def _statistics(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
