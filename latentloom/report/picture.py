@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentloom.errors import UsageError
+
 Frame = NDArray[np.uint8]
 GAP = 4
 MIN_HEIGHT = 96
@@ -21,6 +23,9 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
     Args:
         rows: Frames ``(H, W, 3)``, uint8; the first row is the source's.
         path: Where the picture goes; its suffix chooses the format.
+
+    Raises:
+        UsageError: If nothing can be written there, or no format has the suffix.
     """
     first = rows[0][0]
     factor = max(1, -(-MIN_HEIGHT // first.shape[0]))
@@ -36,5 +41,11 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
             resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
             picture = Image.fromarray(frame).resize((width, height), resample)
             sheet.paste(picture, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    # Pillow raises ValueError where no format has the suffix.
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot write {path}: {error}; give --picture a path such as out.png"
+        ) from error
