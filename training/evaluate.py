@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from data import HELD_OUT
-from diffusers import ControlNetModel, MotionAdapter, UNetMotionModel
+from diffusers import ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from family import EMBEDDED, decode, encode, load_text_encoder, load_tokenizer, load_unet, load_vae
 from numpy.typing import NDArray
 
@@ -27,6 +27,7 @@ from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
 from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
+from latentloom.models.upsample import Upsampler
 from latentloom.models.video import VideoDenoiser
 from latentloom.ops.edges import edges
 from latentloom.ops.fuse import alpha_schedule, fuse_denoise
@@ -49,7 +50,7 @@ class Settings:
     num_steps: int = 20
     noise_start: int = 0
     guidance_image: float = 3.0
-    guidance_video: float = 1.5
+    guidance_video: float = 3.0
     alpha: float = 0.5
     tau: int = 6
     control_scale: float = 2.0
@@ -138,6 +139,35 @@ def round_trip(family: Family, scene: Scene, num_frames: int) -> tuple[float, fl
     return psnr(decode(family.vae, z0), frames), psnr(decode(family.vae, back), frames)
 
 
+def upsample(family: Family, scene: Scene, num_frames: int, level: int) -> dict[str, float]:
+    """Return the PSNR in dB against the scene at 128 pixels: of the upsampler, and of plainer ways."""
+    frames, wanted = render(scene, num_frames), render(scene, num_frames, 128)
+    small = encode(family.vae, frames)
+    model = Upsampler(
+        UNet2DConditionModel.from_pretrained(EMBEDDED / "upsample/unet", torch_dtype=torch.float32),
+        Schedule.from_folder(EMBEDDED / "upsample/scheduler"),
+    )
+    noise = frame_noise(7, "level", range(num_frames), (4, 16, 16))
+    words, nothing = family.text.encode([caption(scene)]), family.text.encode([""])
+    predict = predictor(
+        model.denoiser(level),
+        words,
+        negative=nothing,
+        guidance=1.0,
+        control=model.condition(small, noise, level),
+    )
+    z = frame_noise(7, "upsample", range(num_frames), (4, 32, 32))
+    made = decode(family.vae, denoise(z, predict, family.sampler))
+    plain = torch.from_numpy(decode(family.vae, small)).permute(0, 3, 1, 2).float()
+    plain = torch.nn.functional.interpolate(plain, scale_factor=2, mode="bicubic").clamp(0, 255)
+    bicubic = plain.round().byte().permute(0, 2, 3, 1).numpy()
+    return {
+        "psnr": psnr(made, wanted),
+        "psnr_bicubic": psnr(bicubic, wanted),
+        "psnr_vae": psnr(decode(family.vae, encode(family.vae, wanted)), wanted),
+    }
+
+
 def psnr(one: Frames, other: Frames) -> float:
     """Return the peak signal-to-noise ratio in dB."""
     return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
@@ -165,6 +195,9 @@ def main() -> None:
             plain, back = round_trip(family, source, settings.num_frames)
             row = {"psnr": back, "psnr_vae": plain, "lost_db": plain - back}
             rows.setdefault("round trip", []).append(row)
+        if options.upsample:
+            row = upsample(family, source, 2, options.level)
+            rows.setdefault("upsampled", []).append(row)
         if options.verbose:
             print(index, {k: v[-1] for k, v in rows.items() if k != "VAE alone"}, flush=True)
     table = {name: _means(of) for name, of in rows.items()}
@@ -243,6 +276,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--starts", nargs="*", choices=STARTS, default=list(STARTS))
     parser.add_argument("--round-trip", action="store_true", help="measure the inversion's too")
+    parser.add_argument("--upsample", action="store_true", help="measure the upsampler's too")
+    parser.add_argument("--level", type=int, default=50, help="noise level of its condition")
     parser.add_argument("--set", nargs="*", type=_assignment, default=[], metavar="FIELD=VALUE")
     parser.add_argument("--json", type=Path, help="write everything there")
     parser.add_argument("--pictures", type=Path, help="write each edit there, as a strip")

@@ -46,6 +46,8 @@ def export(part: str, save: Callable[[Path], object]) -> None:
     half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     save(half)
     half.chmod(0o755)
+    for path in half.rglob("*.safetensors"):
+        path.chmod(0o644)
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.rename(old)
