@@ -26,6 +26,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 STAMP = VENV / "latentloom-setup"
 CHECKED = ("latentloom", "tests", "benchmarks", "training", "examples", "dev.py")
+UNTYPED = ("training",)  # scripts over diffusers, most of whose classes have no types
 
 
 class SetupError(Exception):
@@ -77,7 +78,7 @@ def command_check(_arguments: Sequence[str]) -> int:
     checks: dict[str, Callable[[], int]] = {
         "ruff check": lambda: call(BIN / "ruff", "check", *paths),
         "ruff format": lambda: call(BIN / "ruff", "format", "--check", *paths),
-        "mypy": lambda: call(BIN / "python", "-m", "mypy", *paths),
+        "mypy": lambda: call(BIN / "python", "-m", "mypy", *(p for p in paths if p not in UNTYPED)),
         "import contracts": lambda: call(BIN / "lint-imports"),
         "no torchvision": check_no_torchvision,
     }

@@ -161,7 +161,7 @@ def redo(
 def status(run_id: str | None, store: str, as_json: bool) -> None:
     """Show runs, or what is done of one."""
     from latentloom.flows.inspect import describe_run, list_runs
-    from latentloom.report.tables import show_rows, show_runs
+    from latentloom.report.tables import show_line, show_rows, show_runs
 
     opened = _open(store)
     console = _console(err=as_json)
@@ -175,7 +175,7 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
             _print_json({"runs": facts})
         return
     described = describe_run(opened, run_id)
-    console.print(f"run {described['run']} {described['state']}: {described['source']}")
+    show_line(console, f"run {described['run']} {described['state']}: {described['source']}")
     header = ("stage", "op", "done>", "chunks>", "seconds>")
     show_rows(
         console,
@@ -186,7 +186,7 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
         ],
     )
     if described["error"]:
-        console.print(f"error: {described['error']}")
+        show_line(console, f"error: {described['error']}")
     if as_json:
         _print_json(described)
 

@@ -137,7 +137,7 @@ def test_faults_of_a_recipe_are_printed_with_lines_and_exit_2(desk: Desk) -> Non
         (["run", "none.yaml"], 2, "No such file"),
         (["run", "recipe.yaml", "source.uri=none.mp4"], 4, "none.mp4"),
         (["run", "recipe.yaml", "output.uri=clip.mp4"], 2, "is the source"),
-        (["run", "recipe.yaml", "output.uri=recipe.yaml"], 2, "recipe.yaml"),
+        (["run", "recipe.yaml", "output.uri=recipe.yaml"], 2, "not written to .yaml"),
         (["run", "recipe.yaml", "limits.memory=1MiB"], 7, "the limit is 1.0 MiB"),
         (["run", "recipe.yaml", "models.image.path=nowhere"], 2, "no model folder"),
         (["status", "--store", "nowhere"], 5, "nowhere"),

@@ -27,7 +27,7 @@ SCENE = Scene(
 """What the clip shows."""
 
 EXAMPLE_RECIPE = f'''\
-# Recolour a sprite: FLDM fuses an image model, held to the edges of the source, with a video model.
+# Recolour a sprite: FLDM fuses an image model with a video model, both held to the edges of the source.
 # Another video:   latentloom run fldm.yaml source.uri=my.mp4
 # Another colour:  latentloom run fldm.yaml prompts.target="..."
 version: 1
@@ -48,11 +48,10 @@ stages:
   - op: encode
   - op: invert                         # DDIM inversion with the video model
     num_inference_steps: 20
-    noise_start: 3                     # flat pictures invert better from slightly noised latents
   - op: fuse
     sources:
-      - {{model: image, controlnet: {{model: control}}}}
-      - {{model: video}}
+      - {{model: image, controlnet: {{model: control, controlnet_conditioning_scale: 2.0}}}}
+      - {{model: video, controlnet: {{model: control, controlnet_conditioning_scale: 2.0}}}}
     alpha: 0.5                         # weight of the video model when mixing begins
     tau: 6                             # step at which mixing begins
     guidance_scale: 3.0
