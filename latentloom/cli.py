@@ -58,7 +58,9 @@ def _run_options(command: Command) -> Command:
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LATENTLOOM"}
+)
 @click.version_option(package_name="latentloom")
 def cli() -> None:
     """Edit long videos with diffusion models, in chunks that are never lost."""
