@@ -13,6 +13,8 @@ from latentloom.sprites.scene import Background, Motion, Scene, Sprite, recolour
 from latentloom.sprites.soundtrack import soundtrack
 
 SAMPLE_RATE = 48_000
+CLIP_SIZE = 256
+"""Pixels of a side: four times what the models see, so that the codec's halved chroma costs nothing."""
 SCENE = Scene(
     sprites=(
         Sprite(
@@ -22,7 +24,7 @@ SCENE = Scene(
             motion=Motion("circle", amplitude=0.16, period=4.0),
         ),
     ),
-    background=Background("checkered"),
+    background=Background("gradient"),
 )
 """What the clip shows."""
 
@@ -81,7 +83,7 @@ def write_example(folder: Path, *, seconds: float) -> tuple[Path, Path]:
     num_frames = round(seconds * FPS)
     write_video(
         clip,
-        render(SCENE, num_frames),
+        render(SCENE, num_frames, CLIP_SIZE),
         Fraction(FPS),
         audio=soundtrack(SCENE, num_frames, sample_rate=SAMPLE_RATE),
         sample_rate=SAMPLE_RATE,
