@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from latentloom.errors import ModelError
 from latentloom.models import load
@@ -45,12 +43,11 @@ def whole(image: load.ImageModel) -> torch.Tensor:
     return edit(image, 0, 7)
 
 
-@settings(max_examples=8, deadline=None)
-@given(cuts=st.sets(st.integers(1, 6), max_size=3))
+@pytest.mark.parametrize("cuts", [(3,), (4,), (1, 2), (2, 5), (1, 3, 6)])
 def test_any_chunking_gives_the_same_bytes(
-    image: load.ImageModel, whole: torch.Tensor, cuts: set[int]
+    image: load.ImageModel, whole: torch.Tensor, cuts: tuple[int, ...]
 ) -> None:
-    edges = [0, *sorted(cuts), 7]
+    edges = [0, *cuts, 7]
     parts = [edit(image, a, b) for a, b in itertools.pairwise(edges)]
     assert torch.equal(whole, torch.cat(parts))
 
