@@ -38,7 +38,7 @@ def edit(image: load.ImageModel, start: int, stop: int) -> torch.Tensor:
     return in_micro_batches(image.vae.decode_latents, 3, z)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def whole(image: load.ImageModel) -> torch.Tensor:
     return edit(image, 0, 7)
 
