@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from prefect import Flow, flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -37,7 +38,12 @@ def _flow_run_name() -> str:
     return f"{os.path.basename(state.source)} / {state.name}"
 
 
-@task(name="chunks", task_run_name="{stage} {first}-{last}", persist_result=False)
+@task(
+    name="chunks",
+    task_run_name="{stage} {first}-{last}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def run_group(
     store: str, run: str, stage: str, indices: list[int], first: int, last: int
 ) -> dict[str, int]:
