@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,9 @@ from latentloom.flows.estimate import calibration_key
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.25
+LOOK_FOR_CHILDREN_EVERY = 20
+"""Samples between searches for new processes: a search reads all of /proc, a sample one file a process."""
 CACHE = ("calibration", "peak-bytes")
 
 
@@ -52,18 +54,32 @@ class TreeWatch:
         return peak
 
     def _follow(self) -> None:
+        tree: list[psutil.Process] = []
+        samples = 0
         while not self._done.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, tree_bytes(self.pid))
+            if samples % LOOK_FOR_CHILDREN_EVERY == 0:
+                tree = process_tree(self.pid)
+            samples += 1
+            self._peak = max(self._peak, resident_bytes(tree))
 
 
 def tree_bytes(pid: int) -> int:
     """Return the resident bytes of a process and all its descendants."""
-    total = 0
+    return resident_bytes(process_tree(pid))
+
+
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants; nothing if it is gone."""
     try:
         root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
+        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0
+        return []
+
+
+def resident_bytes(processes: Sequence[psutil.Process]) -> int:
+    """Return the resident bytes of those processes that still run."""
+    total = 0
     for process in processes:
         try:
             total += process.memory_info().rss

@@ -1,6 +1,7 @@
 """Order what is needed into steps. Integers only.
 
-A stage is one step of as many task groups as there are workers, or more. Transient frames have no step of
+A stage is one step of a few task groups for every worker: enough to share the work out evenly, few enough
+that Prefect's bookkeeping (about 0.1 s a task run) does not count. Transient frames have no step of
 their own: the task that reads them makes them, chunk by chunk, and deletes them behind it.
 """
 
@@ -13,6 +14,7 @@ from itertools import pairwise
 from latentloom.flows.need import Need
 from latentloom.schemas.plan import Plan
 
+GROUPS_PER_WORKER = 4
 MAX_TASK_RUNS = 200
 
 
@@ -33,7 +35,8 @@ def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
         workers: How many task groups run at once.
     """
     active = [stage for stage in plan.stages if need.get(stage.name) and not stage.transient]
-    groups = max(workers, MAX_TASK_RUNS // max(1, len(active)))
+    most = max(workers, MAX_TASK_RUNS // max(1, len(active)))
+    groups = min(workers * GROUPS_PER_WORKER, most)
     for stage in active:
         yield Step(stage.name, _split(need[stage.name], groups))
 
