@@ -11,11 +11,12 @@ from typing import Any
 
 from latentloom.errors import RecipeError
 from latentloom.flows.keys import stage_models
+from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
 from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
     DecodeStage,
-    EditStage,
     EncodeStage,
     FuseStage,
     InvertStage,
@@ -23,7 +24,6 @@ from latentloom.schemas.stages import (
     SmoothStage,
     Stage,
     UpsampleStage,
-    WindowRule,
 )
 
 Shape = tuple[int, ...]

@@ -36,7 +36,7 @@ from latentloom.schemas.facts import Facts
 from latentloom.schemas.load import with_overrides
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.schemas.recipe import Recipe
-from latentloom.schemas.stages import WindowRule
+from latentloom.schemas.stage import WindowRule
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from latentloom.schemas.base import digest
+from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.recipe import Recipe, TimedPrompts
+from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
-    EditStage,
     FuseStage,
     InvertStage,
     SmoothStage,
     Stage,
     UpsampleStage,
-    WindowRule,
 )
 
 OP_VERSIONS = {

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
-from latentloom.schemas import stages as stage_schemas
 from latentloom.schemas.recipe import Recipe, wiring_faults
+from latentloom.schemas.stages import STAGES, stage_tag
 from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
 
 _PATH_IN_MESSAGE = re.compile(r"^(?P<path>[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
@@ -164,6 +164,8 @@ class _Fault:
         location = _without_tags(details["loc"], data)
         if details["type"] == "extra_forbidden":
             return cls(location, f"unknown field{_did_you_mean(details['loc'], data)}")
+        if details["type"] == "union_tag_invalid":
+            return cls(location, _unknown_tag(details["input"]))
         message = details["msg"].removeprefix("Value error, ")
         if not location and _PATH_IN_MESSAGE.match(message):
             return cls.of_message(message)
@@ -215,7 +217,7 @@ def _without_tags(location: Sequence[str | int], data: Any) -> tuple[str | int, 
     node = data
     for position, part in enumerate(location):
         last = position == len(location) - 1 and isinstance(part, str)
-        if isinstance(node, dict) and node.get("op") == part and part not in node:
+        if isinstance(node, dict) and part not in node and stage_tag(node) == part:
             continue
         if isinstance(node, dict) and (part in node or last):
             kept.append(part)
@@ -224,6 +226,20 @@ def _without_tags(location: Sequence[str | int], data: Any) -> tuple[str | int, 
             kept.append(part)
             node = node[part] if part < len(node) else None
     return tuple(kept)
+
+
+def _unknown_tag(stage: Mapping[str, Any]) -> str:
+    """Say which part of a stage's tag is unknown: the op, or an editor's kind."""
+    if "op" not in stage:
+        return "op is missing"
+    field, prefix = ("kind", "edit:") if stage["op"] == "edit" else ("op", "")
+    known = sorted(tag.removeprefix(prefix) for tag in STAGES if tag.startswith(prefix))
+    if not prefix:
+        known = sorted({tag.partition(":")[0] for tag in STAGES})
+    wrong = str(stage.get(field))
+    close = difflib.get_close_matches(wrong, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"{field} {wrong!r} is not known; {hint}"
 
 
 def _did_you_mean(location: Sequence[str | int], data: Mapping[str, Any]) -> str:
@@ -238,16 +254,9 @@ def _did_you_mean(location: Sequence[str | int], data: Mapping[str, Any]) -> str
 def _known_fields(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:
     """Walk the schema along a location, and list the fields of the model it ends at."""
     model: type[BaseModel] | None = Recipe
-    stages = {
-        schema.model_fields["op"].annotation.__args__[0]: schema  # type: ignore[union-attr]
-        for schema in vars(stage_schemas).values()
-        if isinstance(schema, type)
-        and issubclass(schema, BaseModel)
-        and "op" in schema.model_fields
-    }
     for part in location:
-        if isinstance(part, str) and part in stages and model is Recipe:
-            model = stages[part]
+        if isinstance(part, str) and part in STAGES and model is Recipe:
+            model = STAGES[part]
         elif isinstance(part, str) and model is not None and part in model.model_fields:
             inner = _models_in(model.model_fields[part].annotation)
             model = inner[0] if inner else model

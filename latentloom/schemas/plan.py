@@ -14,7 +14,7 @@ from pydantic import Field
 from latentloom.schemas.base import Schema
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.recipe import Recipe
-from latentloom.schemas.stages import Kind
+from latentloom.schemas.stage import Kind
 
 Unit = Literal["source", "frames", "windows", "segments"]
 PLAN_FORMAT: Literal[1] = 1

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from latentloom.schemas.base import Schema, Seconds
-from latentloom.schemas.stages import Stage, WindowRule
+from latentloom.schemas.stage import WindowRule
+from latentloom.schemas.stages import Stage
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 IMPLICIT_STAGES = ("decode_video", "encode_video")

@@ -1,59 +1,17 @@
-"""The stages of a recipe: a union discriminated by ``op``. Each says what it consumes and produces."""
+"""The stages of a recipe: a union told apart by ``op``. Each says what it consumes and produces."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from latentloom.schemas.base import Schema
-
-Kind = Literal["frames", "latents", "noise"]
-"""frames: pixels. latents: VAE space, clean. noise: VAE space, inverted, at a timestep."""
-
-PromptName = Literal["source", "target", "instruction", "negative", "none"]
-Steps = Annotated[int, Field(ge=1, le=1000)]
-Guidance = Annotated[float, Field(ge=0, le=100)]
-StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+from latentloom.schemas.edits import Img2ImgEdit
+from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
 
 
-class WindowRule(Schema):
-    """How a range is cut into the windows that a video model sees together."""
-
-    size: int | None = Field(default=None, ge=1, le=1024)
-    """Frames of a window; the model's own length by default."""
-    overlap: int | None = Field(default=None, ge=0)
-    """Frames that neighbours share; a quarter of the size by default."""
-    mode: Literal["independent"] = "independent"
-    """independent: every window alone, overlaps cross-faded in latent space."""
-    weights: Literal["flat", "pyramid", "linear"] = "linear"
-    """Weights of the cross-fade."""
-
-    @model_validator(mode="after")
-    def _overlap_fits(self) -> Self:
-        if self.size is not None and self.overlap is not None and self.overlap >= self.size:
-            raise ValueError(f"overlap {self.overlap} must be smaller than size {self.size}")
-        return self
-
-
-class _StageFields(Schema):
-    consumes: ClassVar[tuple[Kind, ...]] = ()
-    produces: ClassVar[Kind] = "latents"
-
-    name: StageName = ""
-    """Name of the stage, by which overrides and inputs refer to it; its ``op`` by default."""
-    inputs: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=8)
-    """Names of earlier stages; the stage before by default."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_defaults_to_op(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "name" not in value and "op" in value:
-            return {**value, "name": value["op"]}
-        return value
-
-
-class EncodeStage(_StageFields):
+class EncodeStage(StageFields):
     """Frames to latents, by the VAE of an image model (posterior mean)."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
@@ -62,7 +20,7 @@ class EncodeStage(_StageFields):
     """Model whose VAE encodes."""
 
 
-class InvertStage(_StageFields):
+class InvertStage(StageFields):
     """Clean latents to noise, by DDIM inversion."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
@@ -95,30 +53,6 @@ class InvertStage(_StageFields):
                 f" {self.strength:g})"
             )
         return self
-
-
-class EditStage(_StageFields):
-    """Frames to frames, each by itself, by an image model."""
-
-    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
-    produces: ClassVar[Kind] = "frames"
-    op: Literal["edit"]
-    kind: Literal["img2img"] = "img2img"
-    """img2img: noise the frame to ``strength`` and denoise it with the prompt (SDEdit)."""
-    model: str = "image"
-    """Image model."""
-    num_inference_steps: Steps = 40
-    """DDIM steps of the full schedule."""
-    strength: float = Field(default=0.6, gt=0, le=1)
-    """How far the frame is noised; 1 forgets it."""
-    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
-    """Names the noise that is drawn; the stage's name by default."""
-    guidance_scale: Guidance = 7.5
-    """Classifier-free guidance."""
-    prompt: PromptName | None = None
-    """Which prompt conditions it; ``instruction`` where it is set, else ``target``."""
-    keep: bool = False
-    """Keep the frames after their last reader."""
 
 
 class ControlNetUse(Schema):
@@ -161,7 +95,7 @@ class FuseSource(Schema):
     """Spatial condition."""
 
 
-class FuseStage(_StageFields):
+class FuseStage(StageFields):
     """Denoise with several models at once and mix their latents after each step (FLDM)."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("noise",)
@@ -225,7 +159,7 @@ class FuseStage(_StageFields):
         return int(self.tau)
 
 
-class MixStage(_StageFields):
+class MixStage(StageFields):
     """Mix two inversions: ``ratio`` of the first input, the rest of the second (BIVDiff)."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("noise", "noise")
@@ -237,7 +171,7 @@ class MixStage(_StageFields):
     """How latents are mixed; slerp per frame."""
 
 
-class SmoothStage(_StageFields):
+class SmoothStage(StageFields):
     """Denoise with a video model."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("noise",)
@@ -256,7 +190,7 @@ class SmoothStage(_StageFields):
     """Window rule of this stage; the recipe's by default."""
 
 
-class UpsampleStage(_StageFields):
+class UpsampleStage(StageFields):
     """Latents of twice the width and height, by a diffusion upsampler."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
@@ -275,7 +209,7 @@ class UpsampleStage(_StageFields):
     """Which prompt conditions it."""
 
 
-class DecodeStage(_StageFields):
+class DecodeStage(StageFields):
     """Latents to frames, by the VAE of an image model."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
@@ -287,14 +221,36 @@ class DecodeStage(_StageFields):
     """Keep the frames after their last reader."""
 
 
+def stage_tag(value: Any) -> str:
+    """Return what tells stages apart: the op, and for editors their kind too."""
+    if isinstance(value, StageFields):
+        value = {"op": getattr(value, "op", ""), "kind": getattr(value, "kind", None)}
+    if not isinstance(value, dict):
+        return ""
+    op = str(value.get("op", ""))
+    return f"edit:{value.get('kind', 'img2img')}" if op == "edit" else op
+
+
+STAGES: dict[str, type[StageFields]] = {
+    "encode": EncodeStage,
+    "invert": InvertStage,
+    "edit:img2img": Img2ImgEdit,
+    "fuse": FuseStage,
+    "mix": MixStage,
+    "smooth": SmoothStage,
+    "upsample": UpsampleStage,
+    "decode": DecodeStage,
+}
+"""Every stage by its tag."""
+
 Stage = Annotated[
-    EncodeStage
-    | InvertStage
-    | EditStage
-    | FuseStage
-    | MixStage
-    | SmoothStage
-    | UpsampleStage
-    | DecodeStage,
-    Field(discriminator="op"),
+    Annotated[EncodeStage, Tag("encode")]
+    | Annotated[InvertStage, Tag("invert")]
+    | Annotated[Img2ImgEdit, Tag("edit:img2img")]
+    | Annotated[FuseStage, Tag("fuse")]
+    | Annotated[MixStage, Tag("mix")]
+    | Annotated[SmoothStage, Tag("smooth")]
+    | Annotated[UpsampleStage, Tag("upsample")]
+    | Annotated[DecodeStage, Tag("decode")],
+    Discriminator(stage_tag),
 ]

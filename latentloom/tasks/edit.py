@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from latentloom.ops.microbatch import in_micro_batches
 from latentloom.ops.sampling import denoise
-from latentloom.schemas.stages import EditStage
+from latentloom.schemas.edits import Img2ImgEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise, predict_with
 from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
@@ -12,7 +12,7 @@ from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, p
 
 def edit(chunk: OpenChunk) -> Array:
     """Noise each frame's latents to ``strength``, and denoise them with the prompt (SDEdit)."""
-    stage = chunk.params(EditStage)
+    stage = chunk.params(Img2ImgEdit)
     model = chunk.models.image(stage.model)
     sampler = model.sampler(stage.num_inference_steps)
     start = sampler.start_index(stage.strength)
