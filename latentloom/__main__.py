@@ -1,6 +1,6 @@
 """``python -m latentloom``."""
 
-from latentloom.cli import main
+from latentloom.cli.main import main
 
 if __name__ == "__main__":
     main()

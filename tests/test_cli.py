@@ -106,7 +106,7 @@ def assert_no_strays(folder: Path) -> None:
 
 def test_validate_plan_and_help_load_no_heavy_library(desk: Desk) -> None:
     code = (
-        "import sys; from latentloom.cli import cli\n"
+        "import sys; from latentloom.cli.main import cli\n"
         "for words in (['--help'], ['validate', 'recipe.yaml'], ['plan', 'recipe.yaml', '--json']):\n"
         "    cli.main(words, standalone_mode=False)\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
@@ -312,3 +312,26 @@ def test_run_on_a_given_server_shows_up_there(desk: Desk, monkeypatch: pytest.Mo
         query = {"sort": "START_TIME_DESC", "limit": 5}
         runs = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=30).json()
     assert [(run["name"], run["state_type"]) for run in runs] == [("clip.mp4 / small", "COMPLETED")]
+
+
+def test_flag_beats_environment_beats_config_file(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, num_frames=4)
+    (tmp_path / "config.yaml").write_text("store: from-file\n")
+    for flag, variable, used in (
+        ((), {}, "from-file"),
+        ((), {"LATENTLOOM_STORE": "from-environment"}, "from-environment"),
+        (("--store", "from-flag"), {"LATENTLOOM_STORE": "from-environment"}, "from-flag"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LATENTLOOM_CONFIG", str(tmp_path / "config.yaml"))
+            for name, value in variable.items():
+                patch.setenv(name, value)
+            desk.run("plan", "recipe.yaml", *flag)
+        assert (tmp_path / used).is_dir()
+
+
+def test_config_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTLOOM_CONFIG", str(tmp_path / "none.yaml"))
+        _, stderr = Desk(tmp_path, num_frames=4).run("plan", "recipe.yaml", code=2)
+    assert "none.yaml" in stderr

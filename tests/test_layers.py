@@ -22,7 +22,7 @@ def test_import_contracts_hold() -> None:
     "module",
     [
         "latentloom",
-        "latentloom.cli",
+        "latentloom.cli.main",
         "latentloom.flows.compile",
         "latentloom.flows.engine",
         "latentloom.flows.resolve",

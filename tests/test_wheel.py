@@ -38,7 +38,7 @@ def test_wheel_runs_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
-    program = "import latentloom.cli; print(latentloom.cli.__file__); latentloom.cli.main()"
+    program = "import latentloom.cli.main as cli; print(cli.__file__); cli.main()"
     asked = subprocess.run(
         [sys.executable, "-P", "-c", program, "--help"],
         cwd=tmp_path,

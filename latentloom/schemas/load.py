@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +30,7 @@ def load_recipe(
     overrides: Sequence[str] = (),
     *,
     roots: Sequence[Path] = (),
+    defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Recipe:
     """Read a recipe.
 
@@ -40,6 +42,7 @@ def load_recipe(
         path: The YAML file.
         overrides: ``dotted.path=value``; a stage is addressed by its name.
         roots: More folders that a file may point into.
+        defaults: Fields by section, for those that neither file nor overrides set.
 
     Raises:
         RecipeError: With every fault, each with its line.
@@ -52,9 +55,17 @@ def load_recipe(
         raise RecipeError(f"{file}: a recipe is a mapping that begins with version: 1")
     data = plain(document)
     overridden = [apply_override(data, text) for text in overrides]
+    _fill(data, defaults)
     recipe = _validate(data, document, file, overridden)
     trusted = {name for name in overridden if name.endswith(("uri", "path"))}
     return _with_absolute_paths(recipe, file.resolve().parent, trusted, roots)
+
+
+def _fill(data: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> None:
+    for section, values in defaults.items():
+        given = data.get(section, {})
+        if isinstance(given, dict):
+            data[section] = {**values, **given}
 
 
 def validate_recipe(data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:

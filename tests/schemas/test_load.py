@@ -69,7 +69,11 @@ def test_all_faults_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("version: 1", "version: 2", "recipe.yaml:1: version: input should be 1, got 2"),
         ("op: invert", "op: revert", "stages[1]: op 'revert' is not known; did you mean invert?"),
         ("{op: encode}", "{op: edit, kind: imgimg}", "stages[0]: kind 'imgimg' is not known; did"),
-        ("{op: encode}", "{op: edit, strenth: 1}", "stages[0].strenth: unknown field; did you mean"),
+        (
+            "{op: encode}",
+            "{op: edit, strenth: 1}",
+            "stages[0].strenth: unknown field; did you mean",
+        ),
         ("{op: encode}", "{name: a}", "stages[0]: op is missing"),
         ("{op: encode}", "{op: encode, inputs: [x]}", "stages[0].inputs: unknown input 'x'"),
         ("{uri: clip.mp4}", "{uri: a, start: 9, end: 5}", "end 5 s must lie after start 9 s"),

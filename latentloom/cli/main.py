@@ -1,0 +1,80 @@
+"""The command line: data on stdout, messages on stderr, one clear error and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from latentloom.cli import recipes, runs, stores
+from latentloom.cli.options import read_config
+from latentloom.errors import InterruptedRunError, LatentloomError
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "LATENTLOOM"}
+)
+@click.version_option(package_name="latentloom")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Edit long videos with diffusion models, in chunks that are never lost."""
+    context.obj = config = read_config()
+    if config is not None:
+        context.default_map = dict.fromkeys(cli.commands, config.option_defaults())
+
+
+_COMMANDS = (
+    recipes.validate,
+    recipes.plan,
+    runs.run,
+    runs.resume,
+    runs.redo,
+    runs.status,
+    runs.why,
+    runs.forget,
+    runs.report,
+    stores.verify,
+    stores.prune,
+    stores.du,
+    stores.export,
+    recipes.init,
+)
+for _command in _COMMANDS:
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Run the command line; every outcome has its exit code."""
+    debug = bool(os.environ.get("LATENTLOOM_DEBUG"))
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except LatentloomError as error:
+        _complain(str(error))
+        code = error.exit_code
+        if debug:
+            raise
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; the same command resumes")
+        code = InterruptedRunError.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"{type(error).__name__}: {error} (LATENTLOOM_DEBUG=1 shows where)")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str) -> None:
+    try:
+        click.echo(f"error: {text}", err=True)
+    except OSError:
+        return

@@ -1,0 +1,110 @@
+"""What commands share: options, and the way from a recipe file to a plan."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from latentloom.schemas.plan import Plan
+    from latentloom.schemas.recipe import Recipe
+    from latentloom.schemas.settings import Settings
+    from latentloom.storage.store import Store
+
+Command = Callable[..., Any]
+
+store_option = click.option(
+    "--store",
+    default=".latentloom",
+    show_default=True,
+    envvar="LATENTLOOM_STORE",
+    help="Where chunks and runs lie: a path or an fsspec URI.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="End stdout with one JSON object."
+)
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def run_options(command: Command) -> Command:
+    """Add the options of commands that run a plan."""
+    options = [
+        store_option,
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 256),
+            default=1,
+            show_default=True,
+            help="Worker processes of a local Dask cluster; 1 is this process.",
+        ),
+        click.option("--no-wait", is_flag=True, help="Exit 6 if another process runs this plan."),
+        click.option("--overwrite", is_flag=True, help="Replace an output that is not ours."),
+        json_option,
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def compile_recipe_file(recipe: Path, overrides: Sequence[str], store: str) -> tuple[Store, Plan]:
+    """Load a recipe, look up what it names, and compile it."""
+    from latentloom.flows.compile import compile_plan
+    from latentloom.flows.resolve import resolve
+    from latentloom.storage.store import Store
+
+    loaded = load(recipe, overrides)
+    opened = Store.open(store)
+    return opened, compile_plan(loaded, resolve(loaded, opened))
+
+
+def load(path: Path, overrides: Sequence[str]) -> Recipe:
+    """Load a recipe under the settings in force; overrides of the command line come last."""
+    from latentloom.schemas.load import load_recipe
+    from latentloom.schemas.settings import Settings, environment_overrides, environment_roots
+
+    found = click.get_current_context().find_object(Settings) or Settings()
+    return load_recipe(
+        path,
+        [*environment_overrides(os.environ), *overrides],
+        roots=[*environment_roots(os.environ), *(Path(root) for root in found.roots)],
+        defaults=found.recipe_defaults(),
+    )
+
+
+def read_config() -> Settings | None:
+    """Read the config file: the one that ``LATENTLOOM_CONFIG`` names, or the user's own if there is one."""
+    named = os.environ.get("LATENTLOOM_CONFIG")
+    path = Path(named or Path(click.get_app_dir("latentloom")) / "config.yaml")
+    if named is None and not path.exists():
+        return None
+    from latentloom.schemas.settings import load_settings
+
+    return load_settings(path)
+
+
+def open_store(store: str) -> Store:
+    """Open a store that exists."""
+    from latentloom.storage.store import Store
+
+    return Store.open(store, create=False)
+
+
+def make_console(*, err: bool) -> Console:
+    """Return where tables go."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    return Console(stderr=err, highlight=False, soft_wrap=False, width=width)
+
+
+def print_json(value: Any) -> None:
+    """Print the JSON object that ends stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False))

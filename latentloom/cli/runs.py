@@ -1,0 +1,228 @@
+"""Commands about runs: run, resume, redo, status, why, forget, report."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from latentloom.schemas.plan import Plan
+    from latentloom.schemas.run import RunState
+    from latentloom.storage.store import Store
+
+from latentloom.cli.options import (
+    compile_recipe_file,
+    json_option,
+    make_console,
+    open_store,
+    overrides_argument,
+    print_json,
+    recipe_argument,
+    run_options,
+    store_option,
+)
+
+
+@click.command()
+@recipe_argument
+@overrides_argument
+@run_options
+def run(recipe: Path, overrides: Sequence[str], store: str, **options: Any) -> None:
+    """Run a recipe here, and wait for it; a killed run continues."""
+    opened, compiled = compile_recipe_file(recipe, overrides, store)
+    _run(opened, compiled, **options)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@run_options
+def resume(run_id: str, store: str, **options: Any) -> None:
+    """Continue a run from its finished chunks."""
+    from latentloom.flows.runs import find_run, read_plan, read_state
+
+    opened = open_store(store)
+    found = find_run(opened, run_id)
+    output = read_state(opened, found).output
+    compiled = read_plan(opened, found).model_copy(update={"output": output})
+    _run(opened, compiled, run_id=found, **options)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@overrides_argument
+@click.option(
+    "--frames", "frames", required=True, metavar="A:B", help="Absolute source frames, half open."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Seed for the range; drawn where it is not given.",
+)
+@run_options
+def redo(
+    run_id: str, overrides: Sequence[str], frames: str, seed: int | None, store: str, **options: Any
+) -> None:
+    """Make a range of frames again, with another seed or other values; the rest is kept."""
+    from latentloom.flows.compile import compile_plan
+    from latentloom.flows.redo import with_redo
+    from latentloom.flows.resolve import resolve
+    from latentloom.flows.runs import find_run, read_plan
+
+    opened = open_store(store)
+    before = read_plan(opened, find_run(opened, run_id))
+    recipe = with_redo(before, frames=frames, seed=seed, overrides=overrides)
+    _run(opened, compile_plan(recipe, resolve(recipe, opened)), **options)
+
+
+@click.command()
+@click.argument("run_id", metavar="[RUN]", required=False)
+@store_option
+@json_option
+def status(run_id: str | None, store: str, as_json: bool) -> None:
+    """Show runs, or what is done of one."""
+    from latentloom.flows.inspect import describe_run, list_runs
+    from latentloom.report.tables import show_line, show_rows, show_runs
+
+    opened = open_store(store)
+    console = make_console(err=as_json)
+    if run_id is None:
+        listed = list_runs(opened)
+        show_runs(console, listed)
+        facts = [
+            state.model_dump(mode="json") | {"present": a, "total": b} for state, a, b in listed
+        ]
+        if as_json:
+            print_json({"runs": facts})
+        return
+    described = describe_run(opened, run_id)
+    show_line(console, f"run {described['run']} {described['state']}: {described['source']}")
+    header = ("stage", "op", "done>", "chunks>", "seconds>")
+    show_rows(
+        console,
+        header,
+        [
+            [str(row[title.rstrip(">")]) for title in ("name", "op", "done", "chunks", "seconds")]
+            for row in described["stages"]
+        ],
+    )
+    if described["error"]:
+        show_line(console, f"error: {described['error']}")
+    if as_json:
+        print_json(described)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("stage")
+@store_option
+@json_option
+def why(run_id: str, stage: str, store: str, as_json: bool) -> None:
+    """Tell why a stage of a run was computed and not reused: the fields that differ from earlier runs."""
+    from latentloom.flows.inspect import explain
+
+    explained = explain(open_store(store), run_id, stage)
+    for line in explained["lines"]:
+        click.echo(line)
+    if as_json:
+        print_json(explained)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@store_option
+def forget(run_id: str, store: str) -> None:
+    """Unregister a run, so that prune can free what only it needs."""
+    from latentloom.flows.runs import find_run
+
+    opened = open_store(store)
+    found = find_run(opened, run_id)
+    opened.forget_run(found)
+    click.echo(f"forgot run {found}; `latentloom prune` frees its chunks", err=True)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN", default="latest")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Where the side-by-side picture goes; <output>.png by default.",
+)
+@store_option
+@json_option
+def report(run_id: str, picture: Path | None, store: str, as_json: bool) -> None:
+    """Show what a run did, and write a picture of source and result side by side."""
+    from latentloom.flows.inspect import sample_rows
+    from latentloom.flows.runs import find_run, read_plan, read_state
+    from latentloom.report.picture import side_by_side
+    from latentloom.report.tables import show_run
+
+    opened = open_store(store)
+    found = find_run(opened, run_id)
+    state = read_state(opened, found)
+    show_run(make_console(err=as_json), state)
+    written = None
+    if state.output is not None and Path(state.output).is_file():
+        written = picture or Path(f"{state.output}.png")
+        side_by_side(sample_rows(read_plan(opened, found), state.output), written)
+        click.echo(f"picture: {written}", err=True)
+    if as_json:
+        print_json(state.model_dump(mode="json") | {"picture": str(written) if written else None})
+
+
+def _run(
+    store: Store,
+    compiled: Plan,
+    *,
+    workers: int,
+    no_wait: bool,
+    overwrite: bool,
+    as_json: bool,
+    run_id: str | None = None,
+) -> None:
+    from latentloom.flows.launch import launch
+    from latentloom.report.tables import show_run
+
+    for warning in compiled.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    with _logging():
+        state, error = launch(
+            store,
+            compiled,
+            workers=workers,
+            wait=not no_wait,
+            overwrite=overwrite,
+            run_id=run_id,
+            write=functools.partial(click.echo, err=True),
+        )
+    show_run(make_console(err=True), state)
+    if as_json:
+        print_json(_run_facts(state))
+    if error is not None:
+        raise error
+
+
+def _run_facts(state: RunState) -> dict[str, Any]:
+    stages = [stage.model_dump(mode="json") for stage in state.stages]
+    facts = {"run": state.run, "state": state.state, "output": state.output, "stages": stages}
+    return facts | ({"error": state.error} if state.error else {})
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Show one line per chunk on stderr."""
+    logger = logging.getLogger("latentloom")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

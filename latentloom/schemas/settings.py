@@ -1,0 +1,104 @@
+"""What holds for every command of a user or a machine: the config file, and the environment above it.
+
+A flag beats the environment, the environment the recipe, the recipe the config file, and that the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError
+
+from latentloom.errors import UsageError
+from latentloom.schemas.base import Schema
+from latentloom.schemas.yaml import plain, read_yaml
+
+IN_RECIPES = {
+    "LATENTLOOM_DEVICE": "numerics.device",
+    "LATENTLOOM_MEMORY": "limits.memory",
+    "LATENTLOOM_DISK": "limits.disk",
+}
+"""Variables that stand above a recipe, and the field of it that each stands above."""
+
+
+class Settings(Schema):
+    """The config file, every field of it optional."""
+
+    store: str | None = Field(default=None, min_length=1)
+    """Where chunks and runs lie: a path or an fsspec URI."""
+    workers: int | None = Field(default=None, ge=1, le=256)
+    """Worker processes of a run."""
+    roots: tuple[str, ...] = ()
+    """More folders that recipes may point into."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Device of recipes that name none."""
+    memory: ByteSize | None = None
+    """Peak memory that plans may use, where the recipe sets no limit."""
+    disk: ByteSize | None = None
+    """Bytes of the store that plans may use, where the recipe sets no limit."""
+
+    def option_defaults(self) -> dict[str, Any]:
+        """Return the values of command-line options."""
+        return {
+            name: value
+            for name, value in (("store", self.store), ("workers", self.workers))
+            if value is not None
+        }
+
+    def recipe_defaults(self) -> dict[str, Any]:
+        """Return what a recipe says that does not say otherwise."""
+        fields: dict[str, dict[str, Any]] = {
+            "numerics": {"device": self.device},
+            "limits": {"memory": self.memory, "disk": self.disk},
+        }
+        given = {
+            section: {name: value for name, value in values.items() if value is not None}
+            for section, values in fields.items()
+        }
+        return {section: values for section, values in given.items() if values}
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a config file.
+
+    Args:
+        path: YAML; relative paths in it are relative to its folder.
+
+    Raises:
+        UsageError: If it is missing though required, or wrong; it names every wrong field.
+    """
+    document = read_yaml(path)
+    data = plain(document) if document is not None else {}
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{path}: a config file is a mapping, such as `store: /data/latentloom`")
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        known = ", ".join(Settings.model_fields)
+        faults = [
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_context=False)
+        ]
+        raise UsageError("\n".join([*faults, f"settings are: {known}"])) from error
+    return settings.model_copy(update=_absolute(settings, path.resolve().parent))
+
+
+def environment_overrides(environment: Mapping[str, str]) -> list[str]:
+    """Return the ``key=value`` overrides that the environment asks for."""
+    return [f"{key}={environment[name]}" for name, key in IN_RECIPES.items() if name in environment]
+
+
+def environment_roots(environment: Mapping[str, str]) -> list[Path]:
+    """Return the folders that ``LATENTLOOM_ROOTS`` lists."""
+    listed = environment.get("LATENTLOOM_ROOTS", "").split(os.pathsep)
+    return [Path(root) for root in listed if root]
+
+
+def _absolute(settings: Settings, folder: Path) -> dict[str, Any]:
+    update: dict[str, Any] = {"roots": tuple(str(folder / root) for root in settings.roots)}
+    if settings.store is not None and "://" not in settings.store:
+        update["store"] = str(folder / settings.store)
+    return update
