@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from latentloom.errors import RecipeError, ResourceError
 from latentloom.flows import estimate
@@ -37,6 +37,8 @@ from latentloom.schemas.load import with_overrides
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
+
+ItemT = TypeVar("ItemT")
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 
@@ -289,31 +291,30 @@ class _Cells:
     def __init__(self, draft: _Draft, bound: BoundStage) -> None:
         self.shots = draft.shots
         self.windows = bound.windows
-        self.variants: list[StageVariant] = []
-        self.timed: list[dict[str, Any]] = []
+        self._variants = _Distinct[StageVariant]()
+        self._timed = _Distinct[dict[str, Any]]()
         self._cells: dict[tuple[int, int], tuple[int, int]] = {}
+        variant_of: dict[tuple[int, ...], int] = {}
+        for redo in dict.fromkeys(shot.redo for shot in draft.shots):
+            variant = _variant(draft, bound, redo)
+            variant_of[redo] = self._variants.index(variant.model_dump_json(), variant)
         for shot in draft.shots:
             recipe, stage = bound.variants[shot.redo]
-            fields = stage_fields(
-                stage,
-                recipe=recipe,
-                facts=draft.facts,
-                seed=recipe.seed,
-                windows=bound.windows,
-                frame_shape=bound.frame_shape,
-            )
-            variant = StageVariant(
-                key=digest(fields),
-                fields=fields,
-                params=stage.model_dump(mode="json"),
-                seed=recipe.seed if draws_noise(stage) else 0,
-            )
-            prompts = _prompts_in(recipe, draft.recipe, shot)
-            values = timed_values(stage, prompts, draft.facts)
+            values = timed_values(stage, recipe.prompts[shot.entry], draft.facts)
             self._cells[shot.start, shot.stop] = (
-                _index(self.variants, variant),
-                _index(self.timed, values),
+                variant_of[shot.redo],
+                self._timed.index(digest(values), values),
             )
+
+    @property
+    def variants(self) -> list[StageVariant]:
+        """Return the distinct variants."""
+        return self._variants.items
+
+    @property
+    def timed(self) -> list[dict[str, Any]]:
+        """Return the distinct time-ranged values."""
+        return self._timed.items
 
     def of(self, shot: Shot) -> tuple[int, int]:
         """Return the indices of variant and time-ranged values in a shot."""
@@ -325,7 +326,7 @@ class _Cells:
         for shot in self.shots:
             if runs and self.of(runs[-1]) == self.of(shot):
                 last = runs.pop()
-                joined = Shot(last.start, shot.stop, last.prompts, last.redo)
+                joined = Shot(last.start, shot.stop, last.entry, last.redo)
                 self._cells[joined.start, joined.stop] = self.of(shot)
                 runs.append(joined)
             else:
@@ -333,15 +334,37 @@ class _Cells:
         return runs
 
 
-def _prompts_in(variant: Recipe, recipe: Recipe, shot: Shot) -> Any:
-    index = recipe.prompts.index(shot.prompts)
-    return variant.prompts[index]
+def _variant(draft: _Draft, bound: BoundStage, redo: tuple[int, ...]) -> StageVariant:
+    recipe, stage = bound.variants[redo]
+    fields = stage_fields(
+        stage,
+        recipe=recipe,
+        facts=draft.facts,
+        seed=recipe.seed,
+        windows=bound.windows,
+        frame_shape=bound.frame_shape,
+    )
+    return StageVariant(
+        key=digest(fields),
+        fields=fields,
+        params=stage.model_dump(mode="json"),
+        seed=recipe.seed if draws_noise(stage) else 0,
+    )
 
 
-def _index(items: list[Any], item: Any) -> int:
-    if item not in items:
-        items.append(item)
-    return items.index(item)
+class _Distinct(Generic[ItemT]):
+    """Items in the order in which they first came, each once."""
+
+    def __init__(self) -> None:
+        self.items: list[ItemT] = []
+        self._places: dict[str, int] = {}
+
+    def index(self, key: str, item: ItemT) -> int:
+        """Return the place of an item by what tells it from others."""
+        if key not in self._places:
+            self._places[key] = len(self.items)
+            self.items.append(item)
+        return self._places[key]
 
 
 def _reads(stage: PlannedStage, span: Range, windows: WindowRule | None = None) -> tuple[int, ...]:

@@ -110,9 +110,9 @@ class _Execution:
 
     def _compute_and_publish(self) -> None:
         output = self.state.output
-        if output is not None:
-            check_output(output, source=self.plan.facts.source.path, overwrite=self.state.overwrite)
         published = output is not None and is_published(self.plan, output)
+        if output is not None and not published:
+            check_output(output, source=self.plan.facts.source.path, overwrite=self.state.overwrite)
         seen = Counter[str]()
         while True:
             try:

@@ -128,9 +128,9 @@ def _import_flow() -> None:
 
 
 def _check_output(plan: Plan, *, overwrite: bool) -> None:
-    from latentloom.tasks.published import check_output
+    from latentloom.tasks.published import check_output, is_published
 
-    if plan.output is not None:
+    if plan.output is not None and not is_published(plan, plan.output):
         check_output(plan.output, source=plan.facts.source.path, overwrite=overwrite)
 
 

@@ -13,11 +13,12 @@ from latentloom.schemas.recipe import Recipe, TimedPrompts
 
 @dataclass(frozen=True)
 class Shot:
-    """Frames ``[start, stop)`` with the prompts and redo entries that hold there."""
+    """Frames ``[start, stop)`` with the prompt entry and the redo entries that hold there."""
 
     start: int
     stop: int
-    prompts: TimedPrompts
+    entry: int
+    """Index of the entry of the recipe's prompts."""
     redo: tuple[int, ...]
 
 
@@ -47,29 +48,29 @@ def plan_shots(recipe: Recipe, info: VideoInfo, start: int, stop: int) -> list[S
     """
     spans = _prompt_spans(recipe.prompts, info)
     bounds = {start, stop}
-    bounds.update(frame for span in spans for frame in span[:2])
+    bounds.update(frame for span in spans for frame in span)
     bounds.update(frame for redo in recipe.redo for frame in redo.frames)
     cuts = sorted(frame for frame in bounds if start <= frame <= stop)
     shots = []
+    entry = 0
     for a, b in pairwise(cuts):
-        prompts = next((entry for x, y, entry in spans if x <= a < y), None)
-        if prompts is None:
+        while entry < len(spans) and spans[entry][1] <= a:
+            entry += 1
+        if entry == len(spans) or spans[entry][0] > a:
             raise RecipeError(
                 f"prompts: no entry covers {info.seconds(a):.3f} s; end each entry where the next starts"
             )
         redo = tuple(
-            i for i, entry in enumerate(recipe.redo) if entry.frames[0] <= a < entry.frames[1]
+            i for i, again in enumerate(recipe.redo) if again.frames[0] <= a < again.frames[1]
         )
-        shots.append(Shot(a, b, prompts, redo))
+        shots.append(Shot(a, b, entry, redo))
     return shots
 
 
-def _prompt_spans(
-    entries: Sequence[TimedPrompts], info: VideoInfo
-) -> list[tuple[int, int, TimedPrompts]]:
+def _prompt_spans(entries: Sequence[TimedPrompts], info: VideoInfo) -> list[tuple[int, int]]:
     spans = []
     for index, entry in enumerate(entries):
         following = entries[index + 1].start if index + 1 < len(entries) else None
         end = entry.end if entry.end is not None else following
-        spans.append((*info.frame_range(entry.start, end), entry))
+        spans.append(info.frame_range(entry.start, end))
     return spans

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from latentloom.errors import UsageError
 
 Frame = NDArray[np.uint8]
 GAP = 4
+SOFTWARE = "latentloom"
+"""Marks pictures as ours, so that a later report may replace them."""
 MIN_HEIGHT = 96
 """Smaller frames are enlarged to this by a whole factor, so that a person sees something."""
 
@@ -25,8 +27,10 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
         path: Where the picture goes; its suffix chooses the format.
 
     Raises:
-        UsageError: If nothing can be written there, or no format has the suffix.
+        UsageError: If a file lies there that is not ours, nothing can be written, or no format has the suffix.
     """
+    if path.is_file() and not _is_ours(path):
+        raise UsageError(f"{path} exists and is not ours; give --picture another path")
     first = rows[0][0]
     factor = max(1, -(-MIN_HEIGHT // first.shape[0]))
     height, width = first.shape[0] * factor, first.shape[1] * factor
@@ -43,9 +47,19 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
             sheet.paste(picture, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = SOFTWARE
+        sheet.save(path, exif=exif)
     # Pillow raises ValueError where no format has the suffix.
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot write {path}: {error}; give --picture a path such as out.png"
         ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.getexif().get(ExifTags.Base.Software) == SOFTWARE
+    except (OSError, UnidentifiedImageError):
+        return False

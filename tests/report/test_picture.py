@@ -26,3 +26,16 @@ def test_path_that_cannot_be_written_is_a_usage_error(tmp_path: Path, name: str)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UsageError, match="give --picture a path"):
         side_by_side([[FRAME]], tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
+def test_our_own_picture_is_replaced_and_another_is_not(tmp_path: Path, name: str) -> None:
+    side_by_side([[FRAME]], tmp_path / name)
+    side_by_side([[FRAME, FRAME]], tmp_path / name)
+    with Image.open(tmp_path / name) as sheet:
+        assert sheet.width > sheet.height
+    Image.fromarray(FRAME).save(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UsageError, match="not ours"):
+        side_by_side([[FRAME]], tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
