@@ -27,7 +27,7 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
         path: Where the picture goes; its suffix chooses the format.
 
     Raises:
-        UsageError: If a file lies there that is not ours, nothing can be written, or no format has the suffix.
+        UsageError: If a file that is not ours lies there, it cannot be written, or no format has its suffix.
     """
     if path.is_file() and not _is_ours(path):
         raise UsageError(f"{path} exists and is not ours; give --picture another path")
