@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from latentloom.cli import recipes, runs, stores
+from latentloom.cli import batches, recipes, runs, stores
 from latentloom.cli.options import read_config
 from latentloom.errors import InterruptedRunError, LatentloomError
 
@@ -20,9 +20,9 @@ from latentloom.errors import InterruptedRunError, LatentloomError
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Edit long videos with diffusion models, in chunks that are never lost."""
-    context.obj = config = read_config()
-    if config is not None:
-        context.default_map = dict.fromkeys(cli.commands, config.option_defaults())
+    context.obj = found = read_config()
+    if found is not None:
+        context.default_map = dict.fromkeys(cli.commands, found.option_defaults())
 
 
 _COMMANDS = (
@@ -40,6 +40,7 @@ _COMMANDS = (
     stores.du,
     stores.export,
     recipes.init,
+    batches.batch,
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

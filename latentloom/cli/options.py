@@ -68,15 +68,22 @@ def compile_recipe_file(recipe: Path, overrides: Sequence[str], store: str) -> t
 def load(path: Path, overrides: Sequence[str]) -> Recipe:
     """Load a recipe under the settings in force; overrides of the command line come last."""
     from latentloom.schemas.load import load_recipe
-    from latentloom.schemas.settings import Settings, environment_overrides, environment_roots
+    from latentloom.schemas.settings import environment_overrides, environment_roots
 
-    found = click.get_current_context().find_object(Settings) or Settings()
+    found = config()
     return load_recipe(
         path,
         [*environment_overrides(os.environ), *overrides],
         roots=[*environment_roots(os.environ), *(Path(root) for root in found.roots)],
         defaults=found.recipe_defaults(),
     )
+
+
+def config() -> Settings:
+    """Return the config file's settings, as the command group read them."""
+    from latentloom.schemas.settings import Settings
+
+    return click.get_current_context().find_object(Settings) or Settings()
 
 
 def read_config() -> Settings | None:

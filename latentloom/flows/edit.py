@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
+from uuid import UUID
 
-from prefect import Flow, flow, task
+from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
+from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
+from prefect.states import Pending
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from latentloom.errors import InterruptedRunError, LatentloomError, StageError
@@ -19,6 +22,7 @@ from latentloom.flows.execute import execute
 from latentloom.flows.runs import read_plan, read_state
 from latentloom.flows.steps import Step
 from latentloom.schemas.plan import Plan
+from latentloom.schemas.run import RunState
 from latentloom.storage.store import Store
 from latentloom.tasks.group import work_through
 
@@ -84,6 +88,30 @@ def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dic
         run_groups=partial(_submit, store, run),
     )
     return state.model_dump(mode="json")
+
+
+def run_registered(
+    store: str, run: str, *, tags: Sequence[str] = (), parent_task_run: str | None = None
+) -> tuple[RunState, str]:
+    """Run a registered plan as a flow run that belongs to a task run of another process.
+
+    Returns:
+        The run's state, and the id of the flow run.
+
+    Raises:
+        LatentloomError: What went wrong.
+    """
+    parameters = {"store": store, "run": run}
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run(
+            edit_video,
+            parameters=parameters,
+            tags=tags,
+            parent_task_run_id=None if parent_task_run is None else UUID(parent_task_run),
+            state=Pending(),
+        )
+    ended = run_flow(edit_video, flow_run=flow_run, parameters=parameters)
+    return RunState.model_validate(ended), str(flow_run.id)
 
 
 def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:

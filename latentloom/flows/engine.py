@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ __all__ = [
     "interruption",
     "local_cluster",
     "quiet_environment",
+    "quiet_libraries",
     "session",
     "settle",
     "task_runner",
@@ -156,6 +159,15 @@ def local_cluster(workers: int, threads: int, *, devices: Sequence[str] = ()) ->
         ) as cluster,
     ):
         yield str(cluster.scheduler_address)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep libraries' warnings away from users, unless they asked for them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions and not os.environ.get("LATENTLOOM_DEBUG"):
+            warnings.simplefilter("ignore")
+        yield
 
 
 def thread_environment(workers: int, threads: int) -> dict[str, str]:

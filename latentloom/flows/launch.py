@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
 from latentloom.flows.estimate import SHARED_BYTES
 from latentloom.flows.need import find_need
-from latentloom.flows.progress import Progress, StageProgress
+from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
 from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
@@ -61,7 +57,7 @@ def launch(
     devices = engine.cuda_devices() if plan.facts.machine.device == "cuda" else ()
     try:
         with (
-            _quiet_libraries(),
+            engine.quiet_libraries(),
             engine.session(
                 workers=workers,
                 threads=plan.recipe.numerics.threads,
@@ -160,22 +156,7 @@ def _progress(store: Store, plan: Plan, state: RunState, workers: int, write: Wr
     need = find_need(plan, store.present(list(plan.keys())), published=published)
 
     def show(stage: StageProgress, eta: float | None) -> None:
-        left = "" if eta is None or not stage.frames_left else f", {_clock(eta)} left"
+        left = "" if eta is None or not stage.frames_left else f", {clock(eta)} left"
         write(f"{stage.line}{left}")
 
     return Progress(store, plan, state.run, need, workers, show)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep libraries' warnings away from users, unless they asked for them."""
-    with warnings.catch_warnings():
-        if not sys.warnoptions and not os.environ.get("LATENTLOOM_DEBUG"):
-            warnings.simplefilter("ignore")
-        yield

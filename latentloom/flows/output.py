@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
@@ -27,20 +27,31 @@ def output_path(recipe: Recipe, facts: Facts) -> str | None:
     if recipe.output is None:
         return None
     known = {"stem": PurePosixPath(facts.source.uri).stem, "name": recipe.name}
-    path = _filled_in(recipe.output.uri, known)
+    path = fill_in(recipe.output.uri, known)
     if Path(path).resolve() == Path(facts.source.path).resolve():
         raise RecipeError(f"output.uri: {path} is the source; choose another path")
     return path
 
 
-def _filled_in(template: str, known: Mapping[str, str]) -> str:
-    """Replace fields, and nothing else: ``str.format`` would also read attributes and pad to any width."""
+def fill_in(template: str, known: Mapping[str, str], *, nested: Sequence[str] = ()) -> str:
+    """Fill in a path's fields and nothing else: ``str.format`` also reads attributes, and pads to any width.
+
+    Args:
+        template: Path with ``{field}`` in it.
+        known: Value of each field there may be.
+        nested: Fields whose values may hold folders.
+
+    Raises:
+        RecipeError: If the template names something else, or leads out of its folder.
+    """
     unknown = sorted(set(_FIELD.findall(template)) - set(known))
     if unknown:
         fields = ", ".join(f"{{{field}}}" for field in unknown)
-        raise RecipeError(f"output.uri: unknown {fields}; only {{stem}} and {{name}} are known")
+        listed = ", ".join(f"{{{field}}}" for field in sorted(known))
+        raise RecipeError(f"output.uri: unknown {fields}; only {listed} are known")
     for field, value in known.items():
-        if f"{{{field}}}" in template and ("/" in value or value in ("", ".", "..")):
+        alone = field not in nested and "/" in value
+        if f"{{{field}}}" in template and (alone or value in ("", ".", "..")):
             raise RecipeError(
                 f"output.uri: {{{field}}} is {value!r} here; give the path without it"
             )

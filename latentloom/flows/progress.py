@@ -17,6 +17,17 @@ from latentloom.storage.store import Store
 LOOK_SECONDS = 1.0
 
 
+def clock(seconds: float) -> str:
+    """Write a duration as people read it.
+
+    >>> clock(75), clock(3725)
+    ('1:15', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 @dataclass
 class StageProgress:
     """How far a stage is."""

@@ -44,7 +44,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
     return Facts(
         source=source,
         container_problems=_container_problems(recipe, source.info),
-        models=_resolve_models(recipe, store),
+        models=resolve_models(recipe, store),
         machine=resolve_machine(recipe, store),
         measured_bytes=read_measured(store),
     )
@@ -61,7 +61,7 @@ def check_facts(plan: Plan, store: Store) -> None:
     path = localize(facts.source.uri, sources_folder())
     if file_digest(path, store) != facts.source.digest:
         raise MediaError(f"{facts.source.uri} has changed since the plan was made{again}")
-    for name, model in _resolve_models(plan.recipe, store).items():
+    for name, model in resolve_models(plan.recipe, store).items():
         if model.digest != facts.models[name].digest:
             raise ModelError(f"model {name!r} has changed since the plan was made{again}")
     here = resolve_machine(plan.recipe, store)
@@ -108,7 +108,12 @@ def _container_problems(recipe: Recipe, info: VideoInfo) -> tuple[str, ...]:
     return tuple(check_container(info, Path(output.uri).suffix, output.audio, output.codec))
 
 
-def _resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:
+def resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:
+    """Read the facts of a recipe's models, bases first.
+
+    Raises:
+        ModelError: If one is missing or of no known kind.
+    """
     found: dict[str, ModelFacts] = {}
     waiting = dict(recipe.models)
     while waiting:

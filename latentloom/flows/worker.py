@@ -1,4 +1,4 @@
-"""What a Dask worker does before its first task. Dask knows the function by its name."""
+"""What a worker process does before its first work. Dask knows the function by its name."""
 
 import logging
 import os
@@ -10,6 +10,11 @@ LOG_LEVEL = "LATENTLOOM_LOG_LEVEL"
 
 
 def dask_setup(worker: object) -> None:
+    """Begin as a worker of Dask."""
+    behave_as_worker()
+
+
+def behave_as_worker() -> None:
     """Behave as the main process does: leave Ctrl-C to it, show our log lines and nothing else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not os.environ.get("LATENTLOOM_DEBUG"):

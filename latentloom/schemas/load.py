@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
+from latentloom.schemas.batch import Batch
 from latentloom.schemas.recipe import Recipe, wiring_faults
 from latentloom.schemas.stages import STAGES, stage_tag
 from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
@@ -23,6 +24,7 @@ _PATH_IN_MESSAGE = re.compile(r"^(?P<path>[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
 _SCHEME = re.compile(r"^(?!file://)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _CHAIN = re.compile(r"^[a-z][a-z0-9+.-]*::", re.IGNORECASE)
 _EMBEDDED = "embedded:"
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
 def load_recipe(
@@ -49,16 +51,58 @@ def load_recipe(
         UsageError: If an override has no ``=`` or no place to go.
         PolicyError: If the file points outside the folders it is confined to.
     """
-    file = Path(path)
-    document = read_yaml(file)
+    return build_recipe(
+        read_yaml(Path(path)), Path(path), overrides, roots=roots, defaults=defaults
+    )
+
+
+def build_recipe(
+    document: Any,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    roots: Sequence[Path] = (),
+    defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    places: Mapping[str, str] = MappingProxyType({}),
+) -> Recipe:
+    """Build a recipe from what a file holds; see ``load_recipe``.
+
+    Args:
+        document: What ``read_yaml`` returned, or plain data, which has no lines.
+        file: Where it comes from; paths are relative to its folder.
+        overrides: As in ``load_recipe``.
+        roots: As in ``load_recipe``.
+        defaults: As in ``load_recipe``.
+        places: Trusted paths by dotted key, such as ``source.uri``, written as they are.
+    """
     if not isinstance(document, Mapping):
         raise RecipeError(f"{file}: a recipe is a mapping that begins with version: 1")
     data = plain(document)
     overridden = [apply_override(data, text) for text in overrides]
+    for key, place in places.items():
+        section, _, field = key.partition(".")
+        given = data.get(section)
+        data[section] = {**(given if isinstance(given, dict) else {}), field: place}
     _fill(data, defaults)
-    recipe = _validate(data, document, file, overridden)
-    trusted = {name for name in overridden if name.endswith(("uri", "path"))}
+    recipe = _validate(Recipe, data, document, file, overridden)
+    trusted = {name for name in overridden if name.endswith(("uri", "path"))} | set(places)
     return _with_absolute_paths(recipe, file.resolve().parent, trusted, roots)
+
+
+def load_batch(path: str | os.PathLike[str]) -> tuple[Batch, Any]:
+    """Read a batch file.
+
+    Returns:
+        The batch, and the file's document, for the lines of a recipe in it.
+
+    Raises:
+        RecipeError: With every fault, each with its line.
+    """
+    file = Path(path)
+    document = read_yaml(file)
+    if not isinstance(document, Mapping):
+        raise RecipeError(f"{file}: a batch is a mapping that begins with version: 1")
+    return _validate(Batch, plain(document), document, file, []), document
 
 
 def _fill(data: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> None:
@@ -70,7 +114,7 @@ def _fill(data: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> No
 
 def validate_recipe(data: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     """Build a recipe from plain data; faults are reported as ``load_recipe`` does, without lines."""
-    return _validate(dict(data), None, Path(name), [])
+    return _validate(Recipe, dict(data), None, Path(name), [])
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -131,18 +175,24 @@ def _child(node: Any, part: str, dotted: str) -> Any:
     raise UsageError(f"override {dotted!r}: no {part!r} here; there are: {known}")
 
 
-def _validate(data: dict[str, Any], document: Any, file: Path, overridden: Sequence[str]) -> Recipe:
+def _validate(
+    schema: type[SchemaT],
+    data: dict[str, Any],
+    document: Any,
+    file: Path,
+    overridden: Sequence[str],
+) -> SchemaT:
     try:
-        recipe = Recipe.model_validate(data)
+        validated = schema.model_validate(data)
     except ValidationError as error:
         faults = [
-            _Fault.of(details, data)
+            _Fault.of(details, data, schema)
             for details in error.errors(include_url=False, include_context=False)
         ]
     else:
-        faults = list(_path_faults(recipe))
+        faults = list(_path_faults(validated)) if isinstance(validated, Recipe) else []
         if not faults:
-            return recipe
+            return validated
     messages = {fault.message for fault in faults}
     faults += [_Fault.of_message(text) for text in _wiring(data) if text not in messages]
     lines = [fault.line(document, file, overridden) for fault in faults]
@@ -171,10 +221,10 @@ class _Fault:
         self.message = message
 
     @classmethod
-    def of(cls, details: ErrorDetails, data: Mapping[str, Any]) -> _Fault:
+    def of(cls, details: ErrorDetails, data: Mapping[str, Any], schema: type[BaseModel]) -> _Fault:
         location = _without_tags(details["loc"], data)
         if details["type"] == "extra_forbidden":
-            return cls(location, f"unknown field{_did_you_mean(details['loc'], data)}")
+            return cls(location, f"unknown field{_did_you_mean(details['loc'], schema)}")
         if details["type"] == "union_tag_invalid":
             return cls(location, _unknown_tag(details["input"]))
         message = details["msg"].removeprefix("Value error, ")
@@ -253,18 +303,18 @@ def _unknown_tag(stage: Mapping[str, Any]) -> str:
     return f"{field} {wrong!r} is not known; {hint}"
 
 
-def _did_you_mean(location: Sequence[str | int], data: Mapping[str, Any]) -> str:
+def _did_you_mean(location: Sequence[str | int], schema: type[BaseModel]) -> str:
     wrong = str(location[-1])
-    known = _known_fields(location[:-1], data)
+    known = _known_fields(location[:-1], schema)
     close = difflib.get_close_matches(wrong, known, n=1)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known fields: {', '.join(sorted(known))}" if known else "; remove it"
 
 
-def _known_fields(location: Sequence[str | int], data: Mapping[str, Any]) -> list[str]:
-    """Walk the schema along a location, and list the fields of the model it ends at."""
-    model: type[BaseModel] | None = Recipe
+def _known_fields(location: Sequence[str | int], schema: type[BaseModel]) -> list[str]:
+    """Walk a schema along a location, and list the fields of the model it ends at."""
+    model: type[BaseModel] | None = schema
     for part in location:
         if isinstance(part, str) and part in STAGES and model is Recipe:
             model = STAGES[part]
@@ -318,8 +368,8 @@ def _with_absolute_paths(
             return str(_local(uri).expanduser().absolute())
         path = folder / _local(uri)
         if inner is not None:
-            _confined(path / inner, key, allowed)
-        return str(_confined(path, key, allowed))
+            confined(path / inner, key, allowed)
+        return str(confined(path, key, allowed))
 
     update: dict[str, Any] = {"models": dict(recipe.models)}
     for name, spec in recipe.models.items():
@@ -340,7 +390,12 @@ def _local(uri: str) -> Path:
     return Path(unquote(urlsplit(uri).path) if uri.lower().startswith("file://") else uri)
 
 
-def _confined(path: Path, key: str, allowed: Sequence[Path]) -> Path:
+def confined(path: Path, key: str, allowed: Sequence[Path]) -> Path:
+    """Return a path with links followed, if it lies in one of the folders that are allowed.
+
+    Raises:
+        PolicyError: If it does not; ``key`` names the field that points there.
+    """
     try:
         resolved = path.resolve()
     # Python 3.11 and 3.12 raise RuntimeError at a loop of links.

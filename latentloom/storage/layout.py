@@ -16,8 +16,9 @@ DATA = "data"
 RUNS = "runs"
 LEASES = "leases"
 CACHE = "cache"
+BATCHES = "batches"
 TEMP = "tmp"
-FOLDERS = (RECORDS, DATA, RUNS, LEASES, CACHE, TEMP)
+FOLDERS = (RECORDS, DATA, RUNS, BATCHES, LEASES, CACHE, TEMP)
 
 PLAN_FILE = "plan.json"
 PLAN_DIGEST_FILE = "plan.sha256"
@@ -94,6 +95,16 @@ def events_folder(run_id: str) -> str:
 def event_path(run_id: str, name: str) -> str:
     """Path of one file of a run's events."""
     return f"{events_folder(run_id)}/{_checked_name(name, 'event file')}"
+
+
+def batch_folder(batch: str) -> str:
+    """Folder of a batch: a small file for each of its videos."""
+    return f"{BATCHES}/{_checked_name(batch, 'batch')}"
+
+
+def batch_file_path(batch: str, name: str) -> str:
+    """Path of what is known of one video of a batch."""
+    return f"{batch_folder(batch)}/{_checked_name(name, 'video record')}"
 
 
 def lease_path(name: str) -> str:

@@ -78,12 +78,17 @@ def check_scheme(uri: str) -> None:
         )
 
 
+def version_fields(facts: dict[str, Any]) -> dict[str, str]:
+    """Return what says that a file has changed, of what its file system tells about it."""
+    return {name: str(facts[name]) for name in _VERSION_FIELDS if facts.get(name) is not None}
+
+
 def _download(uri: str, folder: Path) -> Path:
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
     facts: dict[str, Any] = fs.info(path)
     if facts.get("type") == "directory":
         raise MediaError(f"{uri} is a folder; source.uri has to name one video")
-    version = {name: str(facts[name]) for name in _VERSION_FIELDS if facts.get(name) is not None}
+    version = version_fields(facts)
     digest = hashlib.sha256(repr((uri, sorted(version.items()))).encode()).hexdigest()[:32]
     suffix = PurePosixPath(urlsplit(uri).path).suffix
     target = folder / f"{digest}{suffix if re.fullmatch(r'[.][0-9A-Za-z]+', suffix) else ''}"

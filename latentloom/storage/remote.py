@@ -30,20 +30,20 @@ class FsspecBackend:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        with _only_os_errors():
+        with only_os_errors():
             # Listings that are cached would hide what other workers wrote.
             self._fs, root = fsspec.url_to_fs(self.uri, use_listings_cache=False)
         self._root = str(root).rstrip("/")
 
     def read(self, path: str) -> bytes:
         """Read a whole file."""
-        with _only_os_errors():
+        with only_os_errors():
             data: bytes = self._fs.cat_file(self._full(path))
             return data
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Put a file."""
-        with _only_os_errors():
+        with only_os_errors():
             self._fs.pipe_file(self._full(path), data)
 
     def create(self, path: str, data: bytes, *, durable: bool = True) -> None:
@@ -54,7 +54,7 @@ class FsspecBackend:
         """
         for attempt in range(_CREATE_ATTEMPTS):
             try:
-                with _only_os_errors(), self._lock():
+                with only_os_errors(), self._lock():
                     self._fs.pipe_file(self._full(path), data, mode="create")
             except FileExistsError:
                 raise
@@ -78,7 +78,7 @@ class FsspecBackend:
         """List a prefix."""
         full = self._full(folder)
         try:
-            with _only_os_errors():
+            with only_os_errors():
                 listed = self._fs.ls(full, detail=False)
         except FileNotFoundError:
             return []
@@ -87,7 +87,7 @@ class FsspecBackend:
     def walk(self, folder: str) -> Iterator[FileInfo]:
         """Describe every file below a prefix."""
         try:
-            with _only_os_errors():
+            with only_os_errors():
                 found: dict[str, dict[str, Any]] = self._fs.find(self._full(folder), detail=True)
         except FileNotFoundError:
             return
@@ -96,7 +96,7 @@ class FsspecBackend:
 
     def info(self, path: str) -> FileInfo:
         """Describe one file."""
-        with _only_os_errors():
+        with only_os_errors():
             facts: dict[str, Any] = self._fs.info(self._full(path))
         if facts["type"] != "file":
             raise FileNotFoundError(path)
@@ -104,12 +104,12 @@ class FsspecBackend:
 
     def delete(self, path: str) -> None:
         """Delete a file."""
-        with contextlib.suppress(FileNotFoundError), _only_os_errors():
+        with contextlib.suppress(FileNotFoundError), only_os_errors():
             self._fs.rm_file(self._full(path))
 
     def delete_folder(self, path: str) -> None:
         """Delete every file below a prefix."""
-        with contextlib.suppress(FileNotFoundError), _only_os_errors():
+        with contextlib.suppress(FileNotFoundError), only_os_errors():
             self._fs.rm(self._full(path), recursive=True)
 
     def _full(self, path: str) -> str:
@@ -127,7 +127,7 @@ class FsspecBackend:
 
 
 @contextlib.contextmanager
-def _only_os_errors() -> Iterator[None]:
+def only_os_errors() -> Iterator[None]:
     """Client libraries raise classes of their own, some of which do not pickle."""
     try:
         yield
@@ -138,9 +138,14 @@ def _only_os_errors() -> Iterator[None]:
 
 
 def _described(path: str, facts: Mapping[str, Any]) -> FileInfo:
+    modified = time_of(facts)
+    # Without a time a file counts as new, so that nothing is taken for old by mistake.
+    return FileInfo(path, int(facts["size"] or 0), time.time() if modified is None else modified)
+
+
+def time_of(facts: Mapping[str, Any]) -> float | None:
+    """Return the Unix time of a file's last change, where its file system keeps one."""
     stamp = next((facts[name] for name in _TIME_FIELDS if facts.get(name) is not None), None)
     if isinstance(stamp, datetime):
-        stamp = stamp.timestamp()
-    # Without a time a file counts as new, so that nothing is taken for old by mistake.
-    modified = float(stamp) if isinstance(stamp, (int, float)) else time.time()
-    return FileInfo(path, int(facts["size"] or 0), modified)
+        return stamp.timestamp()
+    return float(stamp) if isinstance(stamp, (int, float)) else None

@@ -234,6 +234,27 @@ class Store:
         with explained(self.uri, "read"):
             return runs.read_events(self.backend, layout.event_path(run_id, name))
 
+    # batches
+
+    def batches(self) -> list[str]:
+        """List the names of batches that have looked at a video."""
+        with explained(self.uri, "list"):
+            return self.backend.names(layout.BATCHES)
+
+    def put_batch_file(self, batch: str, name: str, data: bytes) -> None:
+        """Write what is known of one video, over what was known."""
+        with explained(self.uri, "write"):
+            self.backend.write(layout.batch_file_path(batch, name), data)
+
+    def batch_files(self, batch: str) -> dict[str, bytes]:
+        """Read what is known of every video of a batch, by name."""
+        with explained(self.uri, "read"):
+            names = self.backend.names(layout.batch_folder(batch))
+            read = self._map(
+                lambda name: self.backend.read(layout.batch_file_path(batch, name)), names
+            )
+        return dict(zip(names, read, strict=True))
+
     # cached facts
 
     def cached(self, kind: str, key: str) -> JsonValue | None:

@@ -1,0 +1,125 @@
+"""Archives as an operator meets them: real processes, a damaged file, a worker that dies of a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentloom.flows.archive import read_records
+from latentloom.media.probe import probe
+from latentloom.storage.store import Store
+from tests.runs import make_clip, make_recipe_data
+from tests.yaml import write_yaml
+
+pytestmark = pytest.mark.slow
+
+# Every worker process of the crew runs this before anything else.
+SITE = """\
+import sys
+if "spawn_main" in " ".join(sys.orig_argv):
+    import ctypes, functools
+    from latentloom.flows import crew
+    edit = crew.edit_video
+    @functools.wraps(edit)
+    def edit_or_die(job):
+        if "segfault" in job.source:
+            ctypes.string_at(0)
+        return edit(job)
+    crew.edit_video = edit_or_die
+"""
+NAMES = ("one.mp4", "a/two.mp4", "a/b/three.mp4", "a/segfault.mp4")
+
+
+class Archive:
+    """A folder of videos, a batch file, and workers that a video can kill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        clip = make_clip(folder / "clip.mp4", 8)
+        for name in NAMES:
+            (folder / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(clip, folder / "in" / name)
+        (folder / "in" / "a" / "damaged.mp4").write_bytes(b"no video" * 99)
+        (folder / "sitecustomize.py").write_text(SITE)
+        write_yaml(folder / "recipe.yaml", make_recipe_data(Path("clip.mp4"), Path("x.mp4")))
+        batch = {
+            "version": 1,
+            "name": "night",
+            "recipe": "recipe.yaml",
+            "inputs": {"include": ["in/**/*.mp4"]},
+            "output": "out/{relpath}.mp4",
+            "max_parallel": 2,
+            "retries": 0,
+            "max_attempts": 2,
+        }
+        write_yaml(folder / "batch.yaml", batch)
+
+    def start(self) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(self.folder), str(Path(__file__).parents[2])])
+        return subprocess.Popen(
+            [sys.executable, "-m", "latentloom", "batch", "batch.yaml", "--json"],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, code: int) -> dict[str, Any]:
+        process = self.start()
+        stdout, stderr = process.communicate(timeout=280)
+        assert process.returncode == code, stderr
+        assert "Traceback" not in stderr
+        facts: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+        return facts
+
+    def records(self) -> dict[str, str]:
+        found = read_records(Store.open(str(self.folder / ".latentloom"), create=False), "night")
+        return {Path(record.uri).name: record.state for record in found.values()}
+
+
+def test_crash_and_damage_take_no_other_video_along(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    first = archive.run(code=3)
+    assert (first["done"], first["failed"], first["waiting"]) == (3, 2, 0)
+    errors = {Path(failed["uri"]).name: failed["error"] for failed in first["failures"]}
+    assert "SIGSEGV" in errors["segfault.mp4"]
+    assert "cannot be opened as a video" in errors["damaged.mp4"]
+    for name in NAMES[:3]:
+        assert probe(tmp_path / "out" / name).num_frames == 8
+
+    second = archive.run(code=3)
+    assert (second["edited"], second["done"]) == (0, 3)
+    assert set(archive.records().values()) == {"done", "quarantined"}
+
+    make_clip(tmp_path / "in" / "a" / "damaged.mp4", 6)
+    third = archive.run(code=3)
+    assert (third["edited"], third["done"], third["failed"]) == (1, 4, 0)
+
+
+def test_killed_batch_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    killed = archive.start()
+    while "running" not in archive_states(archive):
+        time.sleep(0.1)
+        assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=60)
+    assert "running" in archive_states(archive)
+    assert archive.run(code=3)["done"] == 3
+
+
+def archive_states(archive: Archive) -> set[str]:
+    if not (archive.folder / ".latentloom" / "store.json").exists():
+        return set()
+    return set(archive.records().values())
