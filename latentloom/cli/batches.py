@@ -1,14 +1,23 @@
-"""Commands about archives: batch."""
+"""Commands about archives and servers: batch, submit, deploy, serve."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentloom.cli.options import config, json_option, make_console, print_json, store_option
+from latentloom.cli.options import (
+    config,
+    json_option,
+    load,
+    make_console,
+    overrides_argument,
+    print_json,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from latentloom.flows.archive import Scan
@@ -47,6 +56,67 @@ def batch(batch: Path, dry_run: bool, no_wait: bool, store: str, as_json: bool) 
         print_json(facts)
     if error is not None:
         raise error
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@overrides_argument
+@click.option("--deployment", metavar="FLOW/NAME", help="Where to hand it; by what the file is.")
+@store_option
+@json_option
+def submit(
+    file: Path, overrides: Sequence[str], deployment: str | None, store: str, as_json: bool
+) -> None:
+    """Hand a recipe or batch to a deployment on a Prefect server, and print the run's id."""
+    from latentloom.errors import UsageError
+    from latentloom.flows.submit import EDIT_ARCHIVE, EDIT_VIDEO, submit_batch, submit_recipe
+    from latentloom.schemas.load import is_batch, load_batch
+
+    if is_batch(file):
+        if overrides:
+            raise UsageError(f"{file} is a batch; overrides are a field of it")
+        load_batch(file)
+        made = submit_batch(file, store, deployment=deployment or EDIT_ARCHIVE)
+    else:
+        made = submit_recipe(load(file, overrides), store, deployment=deployment or EDIT_VIDEO)
+    click.echo(made.run or made.flow_run)
+    follow = f"latentloom status {made.run or file} --store {store}"
+    click.echo(f"flow run {made.name}: {made.url or made.flow_run}; follow: {follow}", err=True)
+    if as_json:
+        print_json({"run": made.run, "flow_run": made.flow_run, "url": made.url})
+
+
+@click.command()
+@click.argument("batch", type=click.Path(path_type=Path))
+@click.option("--cron", help="Schedule in cron's notation, such as '0 2 * * *'.")
+@click.option("--interval", type=float, metavar="SECONDS", help="Schedule by seconds.")
+@click.option("--work-pool", default="latentloom", show_default=True, help="Whose workers run it.")
+@store_option
+def deploy(
+    batch: Path, cron: str | None, interval: float | None, work_pool: str, store: str
+) -> None:
+    """Deploy a batch on a schedule; a tick that finds the one before at work does nothing."""
+    from latentloom.errors import UsageError
+    from latentloom.flows.submit import schedule_batch
+    from latentloom.schemas.load import load_batch
+
+    if (cron is None) == (interval is None):
+        raise UsageError("give exactly one of --cron and --interval")
+    loaded, _ = load_batch(batch)
+    name = schedule_batch(
+        loaded, batch, store, cron=cron, interval_seconds=interval, work_pool=work_pool
+    )
+    click.echo(name)
+    click.echo(f"a worker runs it: prefect worker start --pool {work_pool}", err=True)
+
+
+@click.command()
+def serve() -> None:
+    """Serve the deployments edit-video, edit-archive and prune-store from here until stopped."""
+    from latentloom.flows.submit import serve as serve_deployments
+
+    click.echo("serving edit-video, edit-archive and prune-store; Ctrl-C ends it", err=True)
+    serve_deployments()
 
 
 def _confinement() -> tuple[list[Path], dict[str, Any]]:

@@ -41,6 +41,9 @@ _COMMANDS = (
     stores.export,
     recipes.init,
     batches.batch,
+    batches.submit,
+    batches.deploy,
+    batches.serve,
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

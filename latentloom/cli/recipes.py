@@ -26,14 +26,13 @@ from latentloom.cli.options import (
 @click.command()
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 def validate(recipes: Sequence[Path]) -> None:
-    """Check recipes; nothing is looked up."""
+    """Check recipes and batches; nothing is looked up."""
     from latentloom.errors import RecipeError
 
     faults: list[str] = []
     for path in recipes:
         try:
-            recipe = load(path, ())
-            click.echo(f"{path}: ok, {len(recipe.stages)} stages", err=True)
+            click.echo(f"{path}: ok, {_contents(path)}", err=True)
         except RecipeError as error:
             faults.extend(error.faults)
     if faults:
@@ -77,6 +76,16 @@ def init(folder: Path, seconds: float) -> None:
 
     recipe, clip = write_example(folder, seconds=seconds)
     click.echo(f"wrote {recipe} and {clip}; next: latentloom run {recipe}", err=True)
+
+
+def _contents(path: Path) -> str:
+    """Check a recipe or batch, and say what it holds."""
+    from latentloom.schemas.load import is_batch, load_batch
+
+    if is_batch(path):
+        loaded, _ = load_batch(path)
+        return f"batch {loaded.name}"
+    return f"{len(load(path, ()).stages)} stages"
 
 
 def _plan_facts(

@@ -82,11 +82,12 @@ def redo(
 
 
 @click.command()
-@click.argument("run_id", metavar="[RUN]", required=False)
+@click.argument("run_id", metavar="[RUN|BATCH]", required=False)
 @store_option
 @json_option
 def status(run_id: str | None, store: str, as_json: bool) -> None:
-    """Show runs, or what is done of one."""
+    """Show runs, or what is done of one run or batch."""
+    from latentloom.flows.archive import batch_name
     from latentloom.flows.inspect import describe_run, list_runs
     from latentloom.report.tables import show_line, show_rows, show_runs
 
@@ -100,6 +101,10 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
         ]
         if as_json:
             print_json({"runs": facts})
+        return
+    batch = batch_name(opened, run_id)
+    if batch is not None:
+        _show_batch(opened, batch, as_json=as_json)
         return
     described = describe_run(opened, run_id)
     show_line(console, f"run {described['run']} {described['state']}: {described['source']}")
@@ -174,6 +179,34 @@ def report(run_id: str, picture: Path | None, store: str, as_json: bool) -> None
         click.echo(f"picture: {written}", err=True)
     if as_json:
         print_json(state.model_dump(mode="json") | {"picture": str(written) if written else None})
+
+
+def _show_batch(store: Store, batch: str, *, as_json: bool) -> None:
+    from latentloom.flows.archive import describe_batch
+    from latentloom.report.tables import show_line, show_rows
+    from latentloom.schemas.base import readable
+
+    found = describe_batch(store, batch)
+    console = make_console(err=as_json)
+    header = (
+        "batch",
+        "done>",
+        "running>",
+        "failed>",
+        "quarantined>",
+        "waiting>",
+        "seconds>",
+        "bytes>",
+    )
+    counts = [
+        str(found[title]) for title in ("done", "running", "failed", "quarantined", "waiting")
+    ]
+    row = [batch, *counts, f"{found['seconds']:.0f}", readable(found["bytes"])]
+    show_rows(console, header, [row])
+    for failure in found["failures"]:
+        show_line(console, f"{failure['state']}: {failure['uri']}: {failure['error']}")
+    if as_json:
+        print_json(found)
 
 
 def _run(

@@ -9,17 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from latentloom.errors import RecipeError, UsageError
 from latentloom.flows.keys import OP_VERSIONS
 from latentloom.flows.output import fill_in
 from latentloom.flows.resolve import resolve_machine, resolve_models
 from latentloom.schemas.base import digest
-from latentloom.schemas.batch import Batch, VideoRecord
+from latentloom.schemas.batch import Batch, VideoRecord, VideoState
 from latentloom.schemas.load import build_recipe, confined, load_batch
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.yaml import plain, read_yaml
@@ -338,3 +339,28 @@ def describe(videos: Iterable[Video]) -> list[str]:
     listed = list(videos)
     lines = [f"{video.source.uri} -> {video.output}" for video in listed[:_SHOWN]]
     return lines + ([f"and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else [])
+
+
+def batch_name(store: Store, text: str) -> str | None:
+    """Return the name of the batch that a file or a name stands for; nothing if it is neither."""
+    if Path(text).suffix in (".yaml", ".yml"):
+        return load_batch(Path(text))[0].name
+    return text if text in store.batches() else None
+
+
+def describe_batch(store: Store, batch: str) -> dict[str, Any]:
+    """Count the videos of a batch by state, as its records tell; ``running`` ones may have died since."""
+    records = list(read_records(store, batch).values())
+    states = Counter(record.state for record in records)
+    outputs = [Path(record.output) for record in records if record.state == "done"]
+    failures = [record for record in records if record.state in ("failed", "quarantined")]
+    return {
+        "batch": batch,
+        **{state: states[state] for state in get_args(VideoState)},
+        "seconds": round(sum(record.seconds for record in records), 3),
+        "bytes": sum(path.stat().st_size for path in outputs if path.is_file()),
+        "failures": [
+            {"uri": r.uri, "state": r.state, "error": r.error, "attempts": r.attempts}
+            for r in failures
+        ],
+    }

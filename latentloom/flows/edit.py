@@ -31,7 +31,7 @@ _ticks: list[Tick] = []
 """What is called while a flow of this process waits; the command line's progress."""
 
 
-def _threads(workers: int) -> TaskRunner[Any]:
+def thread_runner(workers: int) -> TaskRunner[Any]:
     """Run so many task groups at once; Prefect's own default has no bound."""
     return cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=workers))
 
@@ -61,7 +61,7 @@ def run_group(
     flow_run_name=_flow_run_name,
     persist_result=False,
     validate_parameters=True,
-    task_runner=_threads(1),
+    task_runner=thread_runner(1),
 )
 def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dict[str, Any]:
     """Run a registered plan to its end.
@@ -78,6 +78,11 @@ def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dic
     Raises:
         LatentloomError: What went wrong; finished chunks are kept, and the same call continues.
     """
+    return run_in_flow(store, run, workers=workers, wait=wait)
+
+
+def run_in_flow(store: str, run: str, *, workers: int = 1, wait: bool = True) -> dict[str, Any]:
+    """Run a registered plan in the flow run at hand; see ``edit_video``."""
     opened = Store.open(store, create=False)
     state = execute(
         opened,
@@ -130,7 +135,7 @@ def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:
         name="edit-video",
         flow_run_name=_flow_run_name,
         persist_result=False,
-        task_runner=_threads(workers),
+        task_runner=thread_runner(workers),
     )(edit_registered_video)
 
 

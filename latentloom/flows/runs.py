@@ -18,19 +18,27 @@ from latentloom.storage.store import Store
 STATE_FILE = "state.json"
 
 
-def register(store: Store, plan: Plan, *, overwrite: bool = False) -> RunState:
+def register(
+    store: Store, plan: Plan, *, overwrite: bool = False, run_id: str | None = None
+) -> RunState:
     """Register a plan as a run, before anything of it is looked up.
+
+    Args:
+        store: Where.
+        plan: The plan.
+        overwrite: Whether an output that is not ours may be replaced.
+        run_id: Id of the new run, where the caller has promised one.
 
     Returns:
         A new run, or the unfinished one of the same plan, paths included, that no process works on.
     """
-    latest = store.cached("latest-run", plan.digest)
+    latest = store.cached("latest-run", plan.digest) if run_id is None else None
     if isinstance(latest, str) and latest in store.runs():
         state = read_state(store, latest)
         unfinished = state.state != "finished" and not is_running(store, state.plan)
         if unfinished and _places(read_plan(store, latest)) == _places(plan):
             return update_state(store, state, overwrite=overwrite, error=None)
-    run_id = str(ULID())
+    run_id = run_id or str(ULID())
     store.register_run(run_id, plan.model_dump_json().encode())
     store.put_cached("latest-run", plan.digest, run_id)
     state = RunState(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
-from latentloom.schemas.batch import Batch
+from latentloom.schemas.batch import BATCH_KEYS, Batch
 from latentloom.schemas.recipe import Recipe, wiring_faults
 from latentloom.schemas.stages import STAGES, stage_tag
 from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
@@ -87,6 +87,16 @@ def build_recipe(
     recipe = _validate(Recipe, data, document, file, overridden)
     trusted = {name for name in overridden if name.endswith(("uri", "path"))} | set(places)
     return _with_absolute_paths(recipe, file.resolve().parent, trusted, roots)
+
+
+def is_batch(path: str | os.PathLike[str]) -> bool:
+    """Tell a batch file from a recipe by its fields.
+
+    Raises:
+        RecipeError: If it cannot be read.
+    """
+    document = read_yaml(Path(path))
+    return isinstance(document, Mapping) and bool(BATCH_KEYS & set(document))
 
 
 def load_batch(path: str | os.PathLike[str]) -> tuple[Batch, Any]:
