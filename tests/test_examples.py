@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from latentloom.flows.example import EXAMPLE_RECIPE
-from latentloom.schemas.load import load_recipe
+from latentloom.schemas.load import load_batch, load_recipe
 from latentloom.schemas.schema import recipe_schema
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+BATCHES = sorted((ROOT / "examples").rglob("*.batch.yaml"))
+EXAMPLES = sorted(set((ROOT / "examples").rglob("*.yaml")) - set(BATCHES))
 
 
 def test_there_are_examples() -> None:
@@ -22,6 +23,13 @@ def test_there_are_examples() -> None:
 def test_example_validates_and_edits_the_whole_video(path: Path) -> None:
     source = load_recipe(path).source
     assert (source.start, source.end, source.duration) == (0.0, None, None)
+
+
+@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.stem)
+def test_example_batch_names_an_example_recipe(path: Path) -> None:
+    batch, _ = load_batch(path)
+    assert isinstance(batch.recipe, str)
+    assert (path.parent / batch.recipe) in EXAMPLES
 
 
 def test_init_writes_the_example_that_the_repository_shows() -> None:
