@@ -289,7 +289,7 @@ class _Binder:
             if len(set(rules)) > 1:
                 self._fault(f"inputs have different windows: {_rules(inherited)}")
             return rules[0] if rules else None
-        rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows, own)
+        rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows.rule, own)
         for name, other in inherited.items():
             if other != rule:
                 self._fault(

@@ -58,7 +58,7 @@ def compile_plan(recipe: Recipe, facts: Facts) -> Plan:
         ResourceError: If the plan is over its budget.
     """
     start, stop = find_cut(recipe, facts.source.info)
-    shots = plan_shots(recipe, facts.source.info, start, stop)
+    shots = plan_shots(recipe, facts.source, start, stop)
     draft = _Draft(recipe, facts, start, stop, shots)
     draft.add_source()
     for bound in bind_stages(_variants(recipe, shots), facts, draft.frame_size()):

@@ -22,6 +22,7 @@ from latentloom.flows.digests import file_digest
 from latentloom.flows.model_facts import model_facts
 from latentloom.media.join import check_container
 from latentloom.media.probe import probe
+from latentloom.media.scenes import find_cuts
 from latentloom.schemas.base import digest
 from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
 from latentloom.schemas.media import VideoInfo
@@ -85,7 +86,24 @@ def resolve_source(recipe: Recipe, store: Store) -> SourceFacts:
     else:
         info = probe(path, video_stream=source.video_stream, on_damage=source.on_damage)
         store.put_cached("probe", name, info.model_dump(mode="json"))
-    return SourceFacts(uri=source.uri, path=str(path), digest=sha256, info=info)
+    cuts = _scene_cuts(recipe, store, path, info, name)
+    return SourceFacts(uri=source.uri, path=str(path), digest=sha256, info=info, cuts=cuts)
+
+
+def _scene_cuts(
+    recipe: Recipe, store: Store, path: Path, info: VideoInfo, probed: str
+) -> tuple[int, ...]:
+    """Find the scene cuts of the whole video, or find them in the cache."""
+    if recipe.windows.scenes != "auto":
+        return ()
+    threshold = recipe.windows.scene_threshold
+    name = digest([probed, threshold])
+    cached = store.cached("scenes", name)
+    if isinstance(cached, list):
+        return tuple(int(str(frame)) for frame in cached)
+    cuts = find_cuts(path, info, threshold=threshold)
+    store.put_cached("scenes", name, list(cuts))
+    return cuts
 
 
 def resolve_machine(recipe: Recipe, store: Store) -> MachineFacts:

@@ -1,4 +1,4 @@
-"""Cut a video's frames into shots: ranges within which no time-ranged value changes."""
+"""Cut a video's frames into shots: ranges of one scene within which no time-ranged value changes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from latentloom.errors import RecipeError
+from latentloom.schemas.facts import SourceFacts
 from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.recipe import Recipe, TimedPrompts
 
@@ -40,14 +41,17 @@ def find_cut(recipe: Recipe, info: VideoInfo) -> tuple[int, int]:
     return start, stop
 
 
-def plan_shots(recipe: Recipe, info: VideoInfo, start: int, stop: int) -> list[Shot]:
-    """Cut frames ``[start, stop)`` at every boundary of a prompt entry or redo range, equal or not.
+def plan_shots(recipe: Recipe, source: SourceFacts, start: int, stop: int) -> list[Shot]:
+    """Cut frames ``[start, stop)`` at scene cuts and at every boundary of a prompt entry or redo range.
 
     Raises:
         RecipeError: If the prompts leave a frame uncovered.
     """
+    info = source.info
     spans = _prompt_spans(recipe.prompts, info)
-    bounds = {start, stop}
+    bounds = {start, stop, *source.cuts}
+    if not isinstance(recipe.windows.scenes, str):
+        bounds.update(info.frame_range(moment, None)[0] for moment in recipe.windows.scenes)
     bounds.update(frame for span in spans for frame in span)
     bounds.update(frame for redo in recipe.redo for frame in redo.frames)
     cuts = sorted(frame for frame in bounds if start <= frame <= stop)

@@ -24,6 +24,8 @@ class SourceFacts(Schema):
     """sha256 of the file."""
     info: VideoInfo
     """Frame index, streams and tags."""
+    cuts: tuple[int, ...] = ()
+    """Frames that begin a scene, where the recipe asks for them."""
 
 
 class ModelFacts(Schema):

@@ -140,6 +140,20 @@ class Limits(Schema):
     """Bytes in the store; the free space of a local store by default."""
 
 
+class Windows(WindowRule):
+    """Windows of stages that name no rule of their own, and the cuts that no window crosses."""
+
+    scenes: Literal["auto", "none"] | tuple[Seconds, ...] = "none"
+    """auto finds scene cuts in the whole video; or the moments of cuts, in source time."""
+    scene_threshold: float = Field(default=10.0, gt=0, le=100)
+    """Score of FFmpeg's scdet from which a frame begins a scene; lower finds more."""
+
+    @property
+    def rule(self) -> WindowRule:
+        """Return the rule alone."""
+        return WindowRule(**{name: getattr(self, name) for name in WindowRule.model_fields})
+
+
 class Output(Schema):
     """The video that is published."""
 
@@ -233,8 +247,8 @@ class Recipe(Schema):
     """Prompts for the whole video, or a list with ``start`` and ``end``."""
     chunks: Chunks = Chunks()
     """Chunks of frame-local stages."""
-    windows: WindowRule = WindowRule()
-    """Windows of stages that run a video model."""
+    windows: Windows = Windows()
+    """Windows of stages that run a video model, and scene cuts."""
     numerics: Numerics = Numerics()
     """Numerics profile."""
     limits: Limits = Limits()

@@ -348,3 +348,26 @@ def test_recipe_survives_a_round_trip_through_its_plan() -> None:
     text = plan.model_dump_json()
     assert Plan.model_validate_json(text).model_dump_json() == text
     assert isinstance(plan.recipe, Recipe)
+
+
+def test_no_window_crosses_a_scene_cut() -> None:
+    facts = make_facts(64)
+    source = facts.source.model_copy(update={"cuts": (21, 40)})
+    plan = compile_plan(make_recipe(), facts.model_copy(update={"source": source}))
+    spans = [(chunk.start, chunk.stop) for chunk in plan.by_name["fuse"].chunks]
+    assert not [(a, b) for a, b in spans for cut in (21, 40) if a < cut < b]
+    assert {frame for a, b in spans for frame in range(a, b)} == set(range(64))
+    whole = compile_plan(make_recipe(), facts)
+    assert plan.by_name["encode"].chunks == whole.by_name["encode"].chunks
+
+
+def test_scene_cuts_may_be_given_as_moments() -> None:
+    plan = compile_plan(make_recipe(windows={"scenes": [2.1, "00:00:04"]}), make_facts(64))
+    starts = {chunk.start for chunk in plan.by_name["fuse"].chunks}
+    assert {21, 40} <= starts
+    assert plan.by_name["fuse"].variants[0].fields["windows"].keys() == {
+        "size",
+        "overlap",
+        "mode",
+        "weights",
+    }

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from latentloom.media.child import containers, index
+from latentloom.media.child import containers, index, scenes
 from latentloom.media.child.channel import Answer, Channel
 from latentloom.media.child.encoder import Encoder, as_frames
 from latentloom.media.child.joiner import Joiner
@@ -108,6 +108,14 @@ def check_container(
     return {"problems": containers.find_problems(info, suffix, audio, codec)}, b""
 
 
+def find_cuts(
+    channel: Channel, payload: bytearray, *, path: str, start: int, stop: int, threshold: float
+) -> Answer:
+    """List the frames of a range that begin a scene; the payload is the file's VideoInfo."""
+    info = VideoInfo.model_validate_json(payload)
+    return {"cuts": scenes.find_cuts(channel, path, info, start, stop, threshold)}, b""
+
+
 OPERATIONS: dict[str, Callable[..., Answer]] = {
     operation.__name__: operation
     for operation in (
@@ -122,5 +130,6 @@ OPERATIONS: dict[str, Callable[..., Answer]] = {
         join,
         close_joiner,
         check_container,
+        find_cuts,
     )
 }
