@@ -11,10 +11,11 @@ from typing import Any
 from latentloom.schemas.base import digest
 from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts
+from latentloom.schemas.fusion import FuseStage, MixStage, RatioKey
+from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.recipe import Recipe, TimedPrompts
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
-    FuseStage,
     InvertStage,
     SmoothStage,
     Stage,
@@ -36,7 +37,17 @@ OP_VERSIONS = {
 """Raised when the meaning of an op's result changes; old chunks of it then miss."""
 
 # `keep` stays in: frames that one run keeps and another deletes must not be the same chunks.
-_NOT_IN_KEYS = {"op", "name", "inputs", "windows", "prompt", "model", "noise_stream"}
+_NOT_IN_KEYS = {
+    "op",
+    "name",
+    "inputs",
+    "windows",
+    "prompt",
+    "model",
+    "noise_stream",
+    "checkpoint_every",  # changes no byte
+    "ratio",  # time-ranged
+}
 
 
 def stage_models(stage: Stage) -> dict[str, str]:
@@ -129,6 +140,37 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
     return {}
 
 
+def values_in(stage: Stage, info: VideoInfo, start: int, stop: int) -> dict[str, Any]:
+    """Return the values of a stage that change from frame to frame, as they hold in frames ``[start, stop)``.
+
+    Args:
+        stage: The stage.
+        info: Index of the source, for the frames of its times.
+        start: First absolute source frame.
+        stop: One past the last.
+
+    Returns:
+        ``ratio`` of a mix: one number, or pairs ``[frame, ratio]`` between which it is linear. They are
+        those around the range and no others, so that a change elsewhere leaves its key alone.
+    """
+    if not isinstance(stage, MixStage):
+        return {}
+    pairs = _pairs_around(_pairs(stage.ratio, info), start, stop)
+    same = len({ratio for _, ratio in pairs}) == 1
+    return {"ratio": pairs[0][1] if same else [list(pair) for pair in pairs]}
+
+
+def _pairs(keys: Sequence[RatioKey], info: VideoInfo) -> list[tuple[int, float]]:
+    """Return the first frame at or after each key's time; of several in one frame the last holds."""
+    return list({info.frame_range(key.time, None)[0]: key.ratio for key in keys}.items())
+
+
+def _pairs_around(pairs: list[tuple[int, float]], start: int, stop: int) -> list[tuple[int, float]]:
+    first = max((i for i, (frame, _) in enumerate(pairs) if frame <= start), default=0)
+    last = min((i for i, (frame, _) in enumerate(pairs) if frame >= stop - 1), default=len(pairs))
+    return pairs[first : last + 1]
+
+
 def chunk_key(
     stage_key: str, start: int, stop: int, timed: dict[str, Any], upstream: list[list[str]]
 ) -> str:
@@ -140,8 +182,10 @@ def chunk_key(
 
 def _params(stage: Stage) -> dict[str, Any]:
     params = stage.model_dump(mode="json", exclude=_NOT_IN_KEYS)
-    if isinstance(stage, FuseStage) and stage.toward is not None:
-        params["toward"] = stage.source_names.index(stage.toward)
+    if isinstance(stage, FuseStage):
+        params |= {"alpha": stage.first_alpha, "schedule": stage.moves}
+        if stage.toward is not None:
+            params["toward"] = stage.source_names.index(stage.toward)
     for source in params.get("sources", ()):
         for field in ("model", "name", "prompt"):
             source.pop(field)
