@@ -372,8 +372,11 @@ def _with_checkpoints(stage: PlannedStage, fields: Stage) -> PlannedStage:
     if not isinstance(fields, FuseStage):
         return stage
     steps = fields.checkpoint_steps()
-    size = estimate.checkpoint_bytes(stage, num_states=len(fields.sources)) if steps else 0
-    return stage.model_copy(update={"checkpoints": steps, "checkpoint_bytes": size})
+    if not steps:
+        return stage
+    planned = stage.model_copy(update={"checkpoints": steps})
+    size = estimate.checkpoint_bytes(planned, num_states=len(fields.sources))
+    return planned.model_copy(update={"checkpoint_bytes": size})
 
 
 class _Distinct(Generic[ItemT]):

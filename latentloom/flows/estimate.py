@@ -17,6 +17,8 @@ from latentloom.schemas.recipe import Recipe
 MIB = 1 << 20
 CHUNK_OVERHEAD_BYTES = 1100
 """zarr.json, checksum and record of one chunk."""
+COSINE_BYTES = 16
+"""A number on a line of its own in a record."""
 CHECKPOINTS_AT_ONCE = 2
 """Checkpoints inside a window: an older one is deleted once the next is there."""
 BASELINE_BYTES = 800 * MIB
@@ -73,9 +75,15 @@ def segment_bytes(frame_shape: Sequence[int], num_frames: int, recipe: Recipe) -
 
 
 def checkpoint_bytes(stage: PlannedStage, *, num_states: int) -> int:
-    """Return the bytes of a checkpoint inside a chunk: float32 states of every source, whatever the dtype."""
+    """Return the bytes of a checkpoint inside a chunk.
+
+    Float32 states of every source, whatever the dtype, and in its record a cosine for every other source,
+    frame and step so far.
+    """
     longest = max((chunk.num_frames for chunk in stage.chunks), default=0)
-    return num_states * longest * prod(stage.frame_shape) * 4 + CHUNK_OVERHEAD_BYTES
+    cosines = (num_states - 1) * longest * max(stage.checkpoints)
+    states = num_states * longest * prod(stage.frame_shape)
+    return 4 * states + COSINE_BYTES * cosines + CHUNK_OVERHEAD_BYTES
 
 
 def store_bytes(stages: Sequence[PlannedStage]) -> int:

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from latentloom.flows.execute import execute
+from latentloom.flows.inspect import kept_keys
 from latentloom.flows.runs import register
+from latentloom.flows.similarity import similarity_by_stage
 from latentloom.media import process
 from latentloom.models.schedulers import Sampler
 from latentloom.schemas.plan import Plan
 from latentloom.storage.local import LocalBackend
-from latentloom.storage.maintenance import verify
+from latentloom.storage.maintenance import prune, verify
 from latentloom.storage.store import Store
 from latentloom.tasks.group import work_through
 from tests.runs import STAGES, compile_small, make_clip, run_here
@@ -47,6 +49,10 @@ class Window:
         prepared.delete(self.chunk.key)
         # A forked process must not share the decoder of this one.
         process.stop()
+        undisturbed = self.copy("undisturbed")
+        assert self.fuse("undisturbed") == 0
+        self.num_operations = int((folder / "operations").read_text())
+        self.alike = similarity_by_stage(undisturbed.events("01RUN"))
 
     def copy(self, name: str) -> Store:
         shutil.copytree(self.folder / "prepared", self.folder / name)
@@ -73,9 +79,10 @@ class Window:
         steps = []
         with monkeypatch.context() as patched:
             counting(steps.append, patched)
-            execute(store, self.plan, register(store, self.plan))
+            state = execute(store, self.plan, register(store, self.plan))
         assert store.read(self.chunk.key).tobytes() == self.expected
         assert not store.present(dict(self.plan.checkpoint_keys()))
+        assert similarity_by_stage(store.events(state.run)) in ({}, self.alike)
         assert verify(store).damages == []
         shutil.rmtree(store.uri)
         return len(steps) // NUM_SOURCES
@@ -115,13 +122,26 @@ def test_killed_before_any_step_redoes_less_than_the_steps_between_checkpoints(
     assert redone == step % EVERY
 
 
+def test_checkpoint_of_a_killed_window_is_kept_and_within_its_budget(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stage = window.copy("pruned"), window.plan.by_name["fuse"]
+    assert window.fuse("pruned", kill_at=4) == signal.SIGKILL
+    (record,) = [store.find(key) for key in store.present(dict(window.plan.checkpoint_keys()))]
+    assert record is not None
+    assert record.attributes["step"] == 3
+    files = [*Path(store.uri, record.object).iterdir()]
+    files.append(Path(store.uri, "records", record.key[:2], f"{record.key}.json"))
+    assert 0.9 < sum(path.stat().st_size for path in files) / stage.checkpoint_bytes <= 1
+    taken = prune(store, keep=kept_keys(store), min_age_seconds=0, orphan_age_seconds=0)
+    assert "chunk" not in {removed.kind for removed in taken.removed}
+    assert window.check_resumed(store, monkeypatch) == NUM_STEPS - 3
+
+
 def kill_and_resume(window: Window, monkeypatch: pytest.MonkeyPatch, part: int, of: int) -> None:
-    window.copy(f"whole-{part}")
-    assert window.fuse(f"whole-{part}") == 0
-    operations = int((window.folder / "operations").read_text())
-    name = f"operation-{part}"
+    name = f"operation-{part}-{of}"
     store = window.copy(name)
-    assert window.fuse(name, operations=part * operations // of) == signal.SIGKILL
+    assert window.fuse(name, operations=part * window.num_operations // of) == signal.SIGKILL
     assert window.check_resumed(store, monkeypatch) <= NUM_STEPS
 
 
