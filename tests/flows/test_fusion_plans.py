@@ -20,7 +20,7 @@ def fused(invert: dict[str, Any] | None = None, **fields: Any) -> Plan:
     return compile_plan(make_recipe(stages=stages, output=None), make_facts())
 
 
-def mixed(ratio: Any) -> Plan:
+def mixed(ratio: Any, **changes: Any) -> Plan:
     """A mix of two inversions of a video of 100 frames, 10 a second."""
     stages = [
         ENCODE,
@@ -29,7 +29,7 @@ def mixed(ratio: Any) -> Plan:
         {"op": "mix", "inputs": ["by_image", "by_video"], "ratio": ratio},
         {"op": "smooth"},
     ]
-    return compile_plan(make_recipe(stages=stages, output=None), make_facts())
+    return compile_plan(make_recipe(stages=stages, output=None, **changes), make_facts())
 
 
 def changed(before: Plan, after: Plan, name: str) -> list[tuple[int, int]]:
@@ -128,6 +128,14 @@ def test_chunks_of_one_ratio_are_the_same_however_it_is_written() -> None:
     assert not changed(number, flat, "mix")
     late = mixed([{"time": 8, "ratio": 0.25}, {"time": 9, "ratio": 1.0}])
     assert all(stop > 80 for _, stop in changed(number, late, "mix"))
+
+
+def test_redo_may_mix_its_frames_otherwise() -> None:
+    redo = {"frames": [32, 64], "overrides": ["stages.mix.ratio=0.75"]}
+    plain = mixed(0.25, redo=[redo | {"overrides": []}])
+    found = changed(plain, mixed(0.25, redo=[redo]), "mix")
+    assert found
+    assert all(32 <= start and stop <= 64 for start, stop in found)
 
 
 def test_ratios_reach_the_plan_as_few_values() -> None:
