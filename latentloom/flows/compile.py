@@ -18,10 +18,11 @@ from latentloom.flows.keys import (
     OP_VERSIONS,
     chunk_key,
     draws_noise,
+    find_ratios,
+    ratio_in,
     stage_fields,
     stage_models,
     timed_values,
-    values_in,
 )
 from latentloom.flows.output import (
     encode_settings,
@@ -294,11 +295,13 @@ class _Cells:
 
     def __init__(self, draft: _Draft, bound: BoundStage) -> None:
         self.shots = draft.shots
-        self.info = draft.facts.source.info
         self.windows = bound.windows
         self._variants = _Distinct[StageVariant]()
         self._timed = _Distinct[dict[str, Any]]()
-        self._stages = {redo: stage for redo, (_, stage) in bound.variants.items()}
+        self._ratios = {
+            redo: find_ratios(stage, draft.facts.source.info)
+            for redo, (_, stage) in bound.variants.items()
+        }
         self._cells: dict[tuple[int, int], tuple[int, int]] = {}
         variant_of: dict[tuple[int, ...], int] = {}
         for redo in dict.fromkeys(shot.redo for shot in draft.shots):
@@ -329,10 +332,7 @@ class _Cells:
     def of_span(self, shot: Shot, span: Range) -> tuple[int, int]:
         """Return the same for a range within a shot, with the values that change from frame to frame."""
         variant, timed = self.of(shot)
-        values = values_in(self._stages[shot.redo], self.info, *span)
-        if not values:
-            return variant, timed
-        together = self.timed[timed] | values
+        together = self.timed[timed] | ratio_in(self._ratios[shot.redo], *span)
         return variant, self._timed.index(digest(together), together)
 
     def runs(self) -> list[Shot]:

@@ -5,13 +5,14 @@ Never in a key: paths, names of runs and stages, the number of workers, the leng
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 from latentloom.schemas.base import digest
 from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts
-from latentloom.schemas.fusion import FuseStage, MixStage, RatioKey
+from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.recipe import Recipe, TimedPrompts
 from latentloom.schemas.stage import WindowRule
@@ -21,6 +22,9 @@ from latentloom.schemas.stages import (
     Stage,
     UpsampleStage,
 )
+
+Ratios = tuple[tuple[int, float], ...]
+"""Absolute source frames, ascending, and the ratio of a mix at each."""
 
 OP_VERSIONS = {
     "decode_video": 1,
@@ -140,35 +144,32 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
     return {}
 
 
-def values_in(stage: Stage, info: VideoInfo, start: int, stop: int) -> dict[str, Any]:
-    """Return the values of a stage that change from frame to frame, as they hold in frames ``[start, stop)``.
+def find_ratios(stage: Stage, info: VideoInfo) -> Ratios:
+    """Return the frames at which a mix has the ratios that its recipe names; nothing for other stages.
 
     Args:
         stage: The stage.
-        info: Index of the source, for the frames of its times.
-        start: First absolute source frame.
-        stop: One past the last.
-
-    Returns:
-        ``ratio`` of a mix: one number, or pairs ``[frame, ratio]`` between which it is linear. They are
-        those around the range and no others, so that a change elsewhere leaves its key alone.
+        info: Index of the source: a moment is the first frame at or after it.
     """
     if not isinstance(stage, MixStage):
+        return ()
+    # Of several moments in one frame the last one holds.
+    return tuple({info.frame_range(key.time, None)[0]: key.ratio for key in stage.ratio}.items())
+
+
+def ratio_in(ratios: Ratios, start: int, stop: int) -> dict[str, Any]:
+    """Return the ratio of a mix in frames ``[start, stop)``: one number, or ``[frame, ratio]`` pairs.
+
+    Between pairs it is linear. They are those around the range and no others, so that a change elsewhere
+    leaves the chunk's key alone.
+    """
+    if not ratios:
         return {}
-    pairs = _pairs_around(_pairs(stage.ratio, info), start, stop)
-    same = len({ratio for _, ratio in pairs}) == 1
-    return {"ratio": pairs[0][1] if same else [list(pair) for pair in pairs]}
-
-
-def _pairs(keys: Sequence[RatioKey], info: VideoInfo) -> list[tuple[int, float]]:
-    """Return the first frame at or after each key's time; of several in one frame the last holds."""
-    return list({info.frame_range(key.time, None)[0]: key.ratio for key in keys}.items())
-
-
-def _pairs_around(pairs: list[tuple[int, float]], start: int, stop: int) -> list[tuple[int, float]]:
-    first = max((i for i, (frame, _) in enumerate(pairs) if frame <= start), default=0)
-    last = min((i for i, (frame, _) in enumerate(pairs) if frame >= stop - 1), default=len(pairs))
-    return pairs[first : last + 1]
+    frames = [frame for frame, _ in ratios]
+    first = max(0, bisect_right(frames, start) - 1)
+    around = ratios[first : bisect_left(frames, stop - 1) + 1]
+    same = len({ratio for _, ratio in around}) == 1
+    return {"ratio": around[0][1] if same else [list(pair) for pair in around]}
 
 
 def chunk_key(

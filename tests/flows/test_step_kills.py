@@ -76,7 +76,7 @@ class Window:
 
     def check_resumed(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> int:
         """Run the plan again; return how many steps that took."""
-        steps = []
+        steps: list[int] = []
         with monkeypatch.context() as patched:
             counting(steps.append, patched)
             state = execute(store, self.plan, register(store, self.plan))

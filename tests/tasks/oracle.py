@@ -138,8 +138,8 @@ def mix_frame(
     mixed = sum((w * part for w, part in zip(row, parts, strict=True)), torch.zeros(()))
     if options.get("variance_preserving"):
         rho = torch.corrcoef(torch.stack([part.flatten() for part in parts]))
-        w = torch.tensor(row)
-        mixed = mixed / (w @ rho @ w).sqrt()
+        shares = torch.tensor(row)
+        mixed = mixed / (shares @ rho @ shares).sqrt()
     return mixed
 
 

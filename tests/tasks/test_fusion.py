@@ -128,6 +128,16 @@ def test_more_sources_take_their_weights_in_order(desk: Desk, num_sources: int, 
     assert_close(desk.read(plan, "fuse"), fused)
 
 
+def test_weights_written_out_are_the_video_models_wherever_it_stands(desk: Desk) -> None:
+    falling = [0.9, 0.5, 0.25]
+    plan = desk.run(INVERT, FUSE | {"sources": TWO["sources"], "weights": falling})
+    noise = list(desk.read(plan, "invert"))
+    wanted = desk.oracle.fuse(noise, [IMAGE, VIDEO], rows_of(falling), TAU, {})
+    assert_close(desk.read(plan, "fuse"), wanted)
+    swapped = {"sources": TWO["sources"][::-1], "weights": falling}
+    assert_close(desk.read(desk.run(INVERT, FUSE | swapped), "fuse"), wanted)
+
+
 def test_inversions_and_their_mix_are_those_of_the_paper(desk: Desk) -> None:
     plan = desk.run(
         INVERT | {"name": "by_image", "model": "image", "prompt": "negative"},
