@@ -41,10 +41,7 @@ class Desk:
 
     def run(self, *stages: dict[str, Any]) -> Plan:
         """Encode the clip and run stages."""
-        models = {
-            "image": {"path": f"{self.folder}/image"},
-            "video": {"path": f"{self.folder}/video"},
-        }
+        models = {name: {"path": f"{self.folder}/{name}"} for name in ("image", "video", "control")}
         plan = compile_small(
             self.store,
             self.folder / "clip.mp4",
@@ -72,6 +69,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     folder = tmp_path_factory.mktemp("desk")
     tiny.save_image_pipeline(folder / "image")
     tiny.save_motion_adapter(folder / "video")
+    tiny.save_controlnet(folder / "control")
     make_clip(folder / "clip.mp4", 5, size=16)
     oracle = Oracle(folder / "image", folder / "video", NUM_STEPS)
     return Desk(folder, Store.open(str(folder / "store")), oracle)
@@ -136,6 +134,18 @@ def test_weights_written_out_are_the_video_models_wherever_it_stands(desk: Desk)
     assert_close(desk.read(plan, "fuse"), wanted)
     swapped = {"sources": TWO["sources"][::-1], "weights": falling}
     assert_close(desk.read(desk.run(INVERT, FUSE | swapped), "fuse"), wanted)
+
+
+def test_controlnet_steers_its_part_of_the_steps_only(desk: Desk) -> None:
+    def fused(use: dict[str, Any] | None) -> torch.Tensor:
+        sources = [{"model": "image", "controlnet": use}, {"model": "video"}]
+        return desk.read(desk.run(INVERT, FUSE | {"sources": sources}), "fuse")
+
+    plain, always = fused(None), fused({})
+    first = fused({"control_guidance_end": 0.25})
+    assert torch.equal(fused({"control_guidance_start": 0.8}), plain)
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, always)
 
 
 def test_inversions_and_their_mix_are_those_of_the_paper(desk: Desk) -> None:
