@@ -176,7 +176,8 @@ def compute(memory: Memory, plan: Plan, name: str, index: int, models: PlanModel
         for other in read:
             if plan.by_name[upstream].chunks[other].key not in memory.arrays:
                 compute(memory, plan, upstream, other, models)
-    chunk = OpenChunk(cast(Store, memory), plan, stage, stage.chunks[index], models)
+    bare = stage.model_copy(update={"checkpoints": ()})
+    chunk = OpenChunk(cast(Store, memory), plan, bare, stage.chunks[index], models)
     memory.arrays[stage.chunks[index].key] = STAGES[stage.op](chunk)
 
 

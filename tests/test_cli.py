@@ -185,6 +185,7 @@ def test_run_kill_resume_and_change(desk: Desk) -> None:
     assert stage(changed, "fuse")["computed"] == 4
     why, _ = desk.run("why", changed["run"], "fuse")
     assert "params.alpha: 0.7 -> 0.3" in why
+    assert "fuse: cosine of image and video" in desk.run("status", changed["run"])[0]
 
     assert "0 damaged" in desk.run("verify")[0]
     desk.run("export", changed["run"], "fuse", "fuse.zarr")

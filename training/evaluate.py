@@ -32,7 +32,7 @@ from latentloom.models.video import VideoDenoiser
 from latentloom.ops.edges import edges
 from latentloom.ops.fuse import alpha_schedule, fuse_denoise
 from latentloom.ops.noise import frame_noise
-from latentloom.ops.sampling import Predict, ddim_step, denoise, invert
+from latentloom.ops.sampling import Predict, denoise, invert
 from latentloom.sprites.caption import caption
 from latentloom.sprites.render import render
 from latentloom.sprites.scene import COLOURS, Scene, random_scene, recolour
@@ -119,8 +119,7 @@ def edit(
     def fused() -> torch.Tensor:
         weights = alpha_schedule(settings.alpha, settings.tau, settings.num_steps)
         pairs = [None if a is None else (a, 1 - a) for a in weights]
-        steps = [ddim_step(video, family.sampler), ddim_step(image, family.sampler)]
-        return fuse_denoise(steps, [z, z], pairs)
+        return fuse_denoise([video, image], [z, z], pairs, family.sampler)
 
     ways: dict[str, Callable[[], torch.Tensor]] = {
         "image": lambda: denoise(z, image, family.sampler),

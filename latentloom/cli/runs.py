@@ -89,6 +89,7 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     """Show runs, or what is done of one run or batch."""
     from latentloom.flows.archive import batch_name
     from latentloom.flows.inspect import describe_run, list_runs
+    from latentloom.flows.similarity import similarity_line
     from latentloom.report.tables import show_line, show_rows, show_runs
 
     opened = open_store(store)
@@ -117,6 +118,9 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
             for row in described["stages"]
         ],
     )
+    for row in described["stages"]:
+        for summary in row["similarity"]:
+            show_line(console, similarity_line(row["name"], summary))
     if described["error"]:
         show_line(console, f"error: {described['error']}")
     if as_json:

@@ -13,14 +13,13 @@ from latentloom.errors import RecipeError
 from latentloom.flows.keys import stage_models
 from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
+from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
     DecodeStage,
     EncodeStage,
-    FuseStage,
     InvertStage,
-    MixStage,
     SmoothStage,
     Stage,
     UpsampleStage,
@@ -174,12 +173,12 @@ class _Binder:
             )
 
     def _schedule_fits(self, stage: Stage) -> None:
-        if not isinstance(stage, FuseStage) or stage.schedule == "constant" or stage.toward:
+        if not isinstance(stage, FuseStage) or stage.moves == "constant" or stage.toward:
             return
-        kind = "video" if stage.schedule == "toward_video" else "image"
+        kind = "video" if stage.moves == "toward_video" else "image"
         if kind not in [self.facts.models[source.model].kind for source in stage.sources]:
             self._fault(
-                f"schedule {stage.schedule} needs a {kind} model among the sources;"
+                f"schedule {stage.moves} needs a {kind} model among the sources;"
                 " set schedule: constant, or name a source with toward"
             )
 
@@ -197,7 +196,7 @@ class _Binder:
         level, windows = self._level(changed, read), self._windows(changed, read)
         if len(self.faults) > before:
             return
-        fixed = ("keep", "num_inference_steps", "strength")
+        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every")
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
         if (level, windows) != plain or differs:
             what = ", ".join(differs) or "windows"
@@ -259,11 +258,13 @@ class _Binder:
                 f" {level.num_inference_steps}; leave it out to take the inversion's"
             )
         if isinstance(stage, FuseStage):
-            tau = stage.first_mixed_step(level.num_inference_steps)
-            if tau >= level.num_inference_steps:
+            fault = stage.steps_fault(level.num_inference_steps)
+            if fault is not None:
+                self._fault(fault)
+            if level.strength < 1 and any(source.start == "noise" for source in stage.sources):
                 self._fault(
-                    f"tau {stage.tau} must be smaller than num_inference_steps"
-                    f" {level.num_inference_steps}; latents would never be mixed"
+                    f"start: noise is for strength 1, the inversion's is {level.strength:g}: its"
+                    " latents are not all noise; start from inverted"
                 )
 
     def _with_level(self, stage: Stage, level: NoiseLevel | None) -> Stage:

@@ -18,6 +18,8 @@ from latentloom.flows.keys import (
     OP_VERSIONS,
     chunk_key,
     draws_noise,
+    find_ratios,
+    ratio_in,
     stage_fields,
     stage_models,
     timed_values,
@@ -33,10 +35,12 @@ from latentloom.flows.shots import Shot, find_cut, plan_shots
 from latentloom.ops.windows import Range, overlapping, plan_chunks, plan_windows
 from latentloom.schemas.base import digest, readable
 from latentloom.schemas.facts import Facts
+from latentloom.schemas.fusion import FuseStage
 from latentloom.schemas.load import with_overrides
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
+from latentloom.schemas.stages import Stage
 
 ItemT = TypeVar("ItemT")
 
@@ -180,6 +184,7 @@ class _Draft:
                 chunk.num_frames * frame_bytes + estimate.CHUNK_OVERHEAD_BYTES for chunk in chunks
             ),
         )
+        stage = _with_checkpoints(stage, bound.stage)
         peak = estimate.peak_bytes(stage, self.recipe, self.facts, self.stages)
         self.stages.append(stage.model_copy(update={"peak_bytes": peak}))
 
@@ -210,7 +215,7 @@ class _Draft:
     def _chunk(
         self, cells: _Cells, inputs: Sequence[PlannedStage], span: Range, shot: Shot
     ) -> PlannedChunk:
-        variant, timed = cells.of(shot)
+        variant, timed = cells.of_span(shot, span)
         reads = tuple(_reads(stage, span, cells.windows) for stage in inputs)
         upstream = [
             _upstream_keys(stage, read, span) for stage, read in zip(inputs, reads, strict=True)
@@ -293,6 +298,10 @@ class _Cells:
         self.windows = bound.windows
         self._variants = _Distinct[StageVariant]()
         self._timed = _Distinct[dict[str, Any]]()
+        self._ratios = {
+            redo: find_ratios(stage, draft.facts.source.info)
+            for redo, (_, stage) in bound.variants.items()
+        }
         self._cells: dict[tuple[int, int], tuple[int, int]] = {}
         variant_of: dict[tuple[int, ...], int] = {}
         for redo in dict.fromkeys(shot.redo for shot in draft.shots):
@@ -319,6 +328,12 @@ class _Cells:
     def of(self, shot: Shot) -> tuple[int, int]:
         """Return the indices of variant and time-ranged values in a shot."""
         return self._cells[shot.start, shot.stop]
+
+    def of_span(self, shot: Shot, span: Range) -> tuple[int, int]:
+        """Return the same for a range within a shot, with the values that change from frame to frame."""
+        variant, timed = self.of(shot)
+        together = self.timed[timed] | ratio_in(self._ratios[shot.redo], *span)
+        return variant, self._timed.index(digest(together), together)
 
     def runs(self) -> list[Shot]:
         """Join neighbouring shots in which nothing differs for this stage."""
@@ -350,6 +365,18 @@ def _variant(draft: _Draft, bound: BoundStage, redo: tuple[int, ...]) -> StageVa
         params=stage.model_dump(mode="json"),
         seed=recipe.seed if draws_noise(stage) else 0,
     )
+
+
+def _with_checkpoints(stage: PlannedStage, fields: Stage) -> PlannedStage:
+    """Plan the checkpoints inside the windows of a stage that denoises with several models."""
+    if not isinstance(fields, FuseStage):
+        return stage
+    steps = fields.checkpoint_steps()
+    if not steps:
+        return stage
+    planned = stage.model_copy(update={"checkpoints": steps})
+    size = estimate.checkpoint_bytes(planned, num_states=len(fields.sources))
+    return planned.model_copy(update={"checkpoint_bytes": size})
 
 
 class _Distinct(Generic[ItemT]):

@@ -17,6 +17,10 @@ from latentloom.schemas.recipe import Recipe
 MIB = 1 << 20
 CHUNK_OVERHEAD_BYTES = 1100
 """zarr.json, checksum and record of one chunk."""
+COSINE_BYTES = 16
+"""A number on a line of its own in a record."""
+CHECKPOINTS_AT_ONCE = 2
+"""Checkpoints inside a window: an older one is deleted once the next is there."""
 BASELINE_BYTES = 800 * MIB
 """This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
 SHARED_BYTES = 300 * MIB
@@ -70,29 +74,47 @@ def segment_bytes(frame_shape: Sequence[int], num_frames: int, recipe: Recipe) -
     return int(frame_shape[0] * frame_shape[1] * num_frames * bits / 8) + CHUNK_OVERHEAD_BYTES
 
 
+def checkpoint_bytes(stage: PlannedStage, *, num_states: int) -> int:
+    """Return the bytes of a checkpoint inside a chunk.
+
+    Float32 states of every source, whatever the dtype, and in its record a cosine for every other source,
+    frame and step so far.
+    """
+    longest = max((chunk.num_frames for chunk in stage.chunks), default=0)
+    cosines = (num_states - 1) * longest * max(stage.checkpoints)
+    states = num_states * longest * prod(stage.frame_shape)
+    return 4 * states + COSINE_BYTES * cosines + CHUNK_OVERHEAD_BYTES
+
+
 def store_bytes(stages: Sequence[PlannedStage]) -> int:
-    """Add up what the stages store; of frames that are deleted behind their reader, one segment's."""
-    total = 0
+    """Return the most that the stages store at a time.
+
+    Of frames that are deleted behind their reader, one segment's; of checkpoints inside a window, two beside
+    everything up to their stage.
+    """
+    total = most = 0
     for stage in stages:
-        if not stage.transient:
-            total += sum(stage.chunk_bytes)
-            continue
-        readers = [reader for reader in stages if stage.name in reader.inputs]
-        total += max(
-            (
-                sum(stage.chunk_bytes[i] for i in chunk.reads[reader.inputs.index(stage.name)])
-                for reader in readers
-                for chunk in reader.chunks
-            ),
-            default=0,
-        )
-    return total
+        total += _passing_bytes(stage, stages) if stage.transient else sum(stage.chunk_bytes)
+        most = max(most, total + CHECKPOINTS_AT_ONCE * stage.checkpoint_bytes)
+    return most
+
+
+def _passing_bytes(stage: PlannedStage, stages: Sequence[PlannedStage]) -> int:
+    readers = [reader for reader in stages if stage.name in reader.inputs]
+    return max(
+        (
+            sum(stage.chunk_bytes[i] for i in chunk.reads[reader.inputs.index(stage.name)])
+            for reader in readers
+            for chunk in reader.chunks
+        ),
+        default=0,
+    )
 
 
 def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     frames = max((chunk.num_frames for chunk in stage.chunks), default=1)
     models = [facts.models[name] for name in stage.models.values()]
-    held = 3 * frames * prod(stage.frame_shape) * 4
+    held = 3 * frames * prod(stage.frame_shape) * 4 + 2 * stage.checkpoint_bytes
     if stage.op == "encode_video":
         return (
             MEDIA_FRAMES * 6 * prod(_size_of(stage))

@@ -158,6 +158,7 @@ class _Execution:
             )
 
     def _sweep(self) -> None:
+        self._sweep_checkpoints()
         transient = [stage for stage in self.plan.stages if stage.transient]
         if not transient:
             return
@@ -172,6 +173,15 @@ class _Execution:
         for stage in transient:
             for index in deletable(self.plan, stage, present):
                 self.store.delete(stage.chunks[index].key)
+
+    def _sweep_checkpoints(self) -> None:
+        """Delete what a run that was killed right behind a chunk left inside it."""
+        chunks = dict(self.plan.checkpoint_keys())
+        left = self.store.present(chunks)
+        done = self.store.present({chunks[key] for key in left})
+        for key in left:
+            if chunks[key] in done:
+                self.store.delete(key)
 
     def _publish(self, output: str) -> None:
         begun = time.monotonic()

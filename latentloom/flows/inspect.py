@@ -8,6 +8,7 @@ from typing import Any
 
 from latentloom.errors import StoreFormatError, UsageError
 from latentloom.flows.runs import find_run, is_running, read_plan, read_state
+from latentloom.flows.similarity import similarity_by_stage
 from latentloom.schemas.plan import Plan, PlannedStage
 from latentloom.schemas.record import Record
 from latentloom.schemas.run import RunState
@@ -36,7 +37,9 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
     plan, state = read_plan(store, found), _alive(store, read_state(store, found))
     present = store.present(list(plan.keys()))
     seconds: dict[str, float] = {}
-    for event in store.events(found):
+    events = list(store.events(found))
+    alike = similarity_by_stage(events)
+    for event in events:
         if event.stage and event.seconds:
             seconds[event.stage] = seconds.get(event.stage, 0.0) + event.seconds
     finished = state.state == "finished"
@@ -55,6 +58,7 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
                 "done": done,
                 "transient": stage.transient,
                 "seconds": round(seconds.get(stage.name, 0.0), 3),
+                "similarity": alike.get(stage.name, []),
             }
         )
     return {
@@ -107,7 +111,9 @@ def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:
 
 
 def kept_keys(store: Store) -> set[str]:
-    """Return the keys that registered runs need: lasting chunks, and transient ones with work to do.
+    """Return the keys that registered runs need: lasting chunks, and others while there is work to do.
+
+    Those are transient chunks that a reader waits for, and checkpoints inside chunks that are not done.
 
     Raises:
         StoreFormatError: If a plan cannot be read: what it needs is not known.
@@ -122,6 +128,7 @@ def kept_keys(store: Store) -> set[str]:
             for index, chunk in enumerate(stage.chunks):
                 if not present.issuperset(plan.readers(stage.name, index)):
                     kept.add(chunk.key)
+        kept.update(inner for inner, chunk in plan.checkpoint_keys() if chunk not in present)
     return kept
 
 

@@ -5,21 +5,26 @@ Never in a key: paths, names of runs and stages, the number of workers, the leng
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 from latentloom.schemas.base import digest
 from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts
+from latentloom.schemas.fusion import FuseStage, MixStage
+from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.recipe import Recipe, TimedPrompts
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
-    FuseStage,
     InvertStage,
     SmoothStage,
     Stage,
     UpsampleStage,
 )
+
+Ratios = tuple[tuple[int, float], ...]
+"""Absolute source frames, ascending, and the ratio of a mix at each."""
 
 OP_VERSIONS = {
     "decode_video": 1,
@@ -36,7 +41,17 @@ OP_VERSIONS = {
 """Raised when the meaning of an op's result changes; old chunks of it then miss."""
 
 # `keep` stays in: frames that one run keeps and another deletes must not be the same chunks.
-_NOT_IN_KEYS = {"op", "name", "inputs", "windows", "prompt", "model", "noise_stream"}
+_NOT_IN_KEYS = {
+    "op",
+    "name",
+    "inputs",
+    "windows",
+    "prompt",
+    "model",
+    "noise_stream",
+    "checkpoint_every",  # changes no byte
+    "ratio",  # time-ranged
+}
 
 
 def stage_models(stage: Stage) -> dict[str, str]:
@@ -129,6 +144,34 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
     return {}
 
 
+def find_ratios(stage: Stage, info: VideoInfo) -> Ratios:
+    """Return the frames at which a mix has the ratios that its recipe names; nothing for other stages.
+
+    Args:
+        stage: The stage.
+        info: Index of the source: a moment is the first frame at or after it.
+    """
+    if not isinstance(stage, MixStage):
+        return ()
+    # Of several moments in one frame the last one holds.
+    return tuple({info.frame_range(key.time, None)[0]: key.ratio for key in stage.ratio}.items())
+
+
+def ratio_in(ratios: Ratios, start: int, stop: int) -> dict[str, Any]:
+    """Return the ratio of a mix in frames ``[start, stop)``: one number, or ``[frame, ratio]`` pairs.
+
+    Between pairs it is linear. They are those around the range and no others, so that a change elsewhere
+    leaves the chunk's key alone.
+    """
+    if not ratios:
+        return {}
+    frames = [frame for frame, _ in ratios]
+    first = max(0, bisect_right(frames, start) - 1)
+    around = ratios[first : bisect_left(frames, stop - 1) + 1]
+    same = len({ratio for _, ratio in around}) == 1
+    return {"ratio": around[0][1] if same else [list(pair) for pair in around]}
+
+
 def chunk_key(
     stage_key: str, start: int, stop: int, timed: dict[str, Any], upstream: list[list[str]]
 ) -> str:
@@ -140,8 +183,10 @@ def chunk_key(
 
 def _params(stage: Stage) -> dict[str, Any]:
     params = stage.model_dump(mode="json", exclude=_NOT_IN_KEYS)
-    if isinstance(stage, FuseStage) and stage.toward is not None:
-        params["toward"] = stage.source_names.index(stage.toward)
+    if isinstance(stage, FuseStage):
+        params |= {"alpha": stage.first_alpha, "schedule": stage.moves}
+        if stage.toward is not None:
+            params["toward"] = stage.source_names.index(stage.toward)
     for source in params.get("sources", ()):
         for field in ("model", "name", "prompt"):
             source.pop(field)

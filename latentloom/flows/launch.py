@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
-from latentloom.flows.estimate import SHARED_BYTES
+from latentloom.flows.estimate import CHECKPOINTS_AT_ONCE, SHARED_BYTES
 from latentloom.flows.need import find_need
 from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
@@ -97,6 +97,10 @@ def check_disk(store: Store, plan: Plan) -> None:
         for chunk, size in zip(stage.chunks, stage.chunk_bytes, strict=False)
         if chunk.key not in present
     )
+    unfinished = [
+        stage for stage in plan.stages if any(chunk.key not in present for chunk in stage.chunks)
+    ]
+    left += CHECKPOINTS_AT_ONCE * max((stage.checkpoint_bytes for stage in unfinished), default=0)
     if free is not None and left > free:
         raise ResourceError(
             f"the plan has {readable(left)} still to write, the disk of the store has {readable(free)}"

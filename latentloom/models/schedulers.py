@@ -128,6 +128,10 @@ class Sampler:
         """N."""
         return len(self.timesteps)
 
+    def alpha_bar(self, i: int) -> float:
+        """Return abar at `timesteps[i]`."""
+        return float(self.forward.alphas_cumprod[self.timesteps[i]])
+
     def step(self, eps: torch.Tensor, i: int, z: torch.Tensor) -> torch.Tensor:
         """Go from timestep `timesteps[i]` to the next cleaner one; step 0 is the noisiest."""
         stepped = self.forward.step(eps, self.timesteps[i], z, eta=0.0, return_dict=False)
@@ -157,7 +161,7 @@ class Sampler:
         """
         if k == 0:
             return clean
-        alpha_bar = float(self.forward.alphas_cumprod[self.timesteps[self.num_steps - k]])
+        alpha_bar = self.alpha_bar(self.num_steps - k)
         return math.sqrt(alpha_bar) * clean + math.sqrt(1 - alpha_bar) * noise.to(clean.device)
 
     def describe(self) -> str:

@@ -1,6 +1,6 @@
 """Fuse several denoisers while they denoise (FLDM).
 
-F frames, C channels, h x w latent pixels; N steps, S sources. Source 0 is the video model.
+F frames, C channels, h x w latent pixels; N steps, S sources.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import Literal
 
 import torch
 
-from latentloom.ops.interpolate import mixed_spread, slerp
-from latentloom.ops.sampling import Step
+from latentloom.ops.interpolate import cosine, mixed_spread, slerp
+from latentloom.ops.sampling import Predict, Schedule, to_epsilon, to_sample
 
 AlphaSchedule = Literal["constant", "toward_video", "toward_image"]
+Space = Literal["x", "eps", "x0"]
+Weights = Sequence[Sequence[float] | None]
 Fuse = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
 OnStates = Callable[[int, list[torch.Tensor]], None]
 
@@ -76,6 +78,7 @@ def fuse(
     interpolation: Literal["linear", "slerp"] = "linear",
     variance_preserving: bool = False,
     match_statistics: Literal["none", "per_frame"] = "none",
+    reference: int = 0,
 ) -> torch.Tensor:
     """Fuse the latents of several sources at the same timestep.
 
@@ -85,8 +88,9 @@ def fuse(
         interpolation: `slerp` is for two sources.
         variance_preserving: Divide by the spread that the sum has, from the measured correlation. A
             plain mix of weakly correlated latents has too little noise for its timestep.
-        match_statistics: `per_frame` first brings each source to the first one's mean and std, in
+        match_statistics: `per_frame` first brings each source to the mean and std of the reference, in
             every frame and channel.
+        reference: Which source that is; the video model's.
 
     Raises:
         ValueError: If counts or shapes differ, or slerp is asked of other than two sources.
@@ -95,37 +99,53 @@ def fuse(
         shapes = [tuple(state.shape) for state in states]
         raise ValueError(f"cannot fuse shapes {shapes} with {len(weights)} weights")
     if match_statistics == "per_frame":
-        states = [states[0], *(_matched(state, states[0]) for state in states[1:])]
+        wanted = states[reference]
+        states = [state if state is wanted else _matched(state, wanted) for state in states]
     if interpolation == "slerp":
         if len(states) != 2:
             raise ValueError(f"slerp fuses 2 sources, not {len(states)}; use linear")
         return slerp(states[0], states[1], weights[1])
     fused = torch.stack([w * state for w, state in zip(weights, states, strict=True)]).sum(0)
-    return fused / mixed_spread(list(states), list(weights)) if variance_preserving else fused
+    return fused / mixed_spread(states, weights) if variance_preserving else fused
 
 
 def fuse_denoise(
-    sources: Sequence[Step],
+    sources: Sequence[Predict],
     states: Sequence[torch.Tensor],
-    schedule: Sequence[Sequence[float] | None],
+    weights: Weights,
+    schedule: Schedule,
     *,
+    space: Space = "x",
     start: int = 0,
     combine: Fuse = fuse,
+    on_parts: OnStates | None = None,
     on_step: OnStates | None = None,
 ) -> torch.Tensor:
     """Denoise with several models that agree from step tau on.
 
-    Each source takes its own step; fusion comes after it, on the latents of the next timestep, and
-    every source goes on from the fused ones.
+    Before tau each source steps on latents of its own. From tau on:
+
+    - in space `x`, each source takes its own step, and what is mixed are the latents of the next
+      timestep; every source goes on from the mix;
+    - in spaces `eps` and `x0` the sources have one latent already before the step: at tau their states
+      are mixed once, by the same rule; then each predicts at that latent, the predicted noise or the
+      predicted clean latents are mixed, and one step is taken with the mix.
+
+    A DDIM step is linear in the prediction. So with linear mixing the three spaces differ at step tau
+    only, and only if the sources' states do; slerp and `match_statistics` tell them apart.
 
     Args:
-        sources: S functions `(z, i) -> z`, guidance included; see `sampling.ddim_step`.
+        sources: S predictions `(z, timestep) -> eps`, guidance included.
         states: S tensors `(F, C, h, w)` at step `start`.
-        schedule: N entries: the sources' weights, or None before tau; see `weight_schedule`.
+        weights: N entries: the sources' weights, or None before tau; see `weight_schedule`.
+        schedule: The sampler that the sources share.
+        space: What is mixed.
         start: First step to take.
         combine: `fuse`, or `functools.partial` of it with options.
+        on_parts: Called with `(i, parts)` at each step: the S tensors that are mixed, or, before tau, the
+            sources' own latents.
         on_step: Called with `(i, states)` after each step; passing those states and `start=i + 1`
-            resumes there.
+            resumes there. From tau on the S states are one tensor.
 
     Returns:
         `(F, C, h, w)`.
@@ -133,21 +153,56 @@ def fuse_denoise(
     Raises:
         ValueError: If the counts differ, or the last step fuses nothing.
 
-    Source: FLDM (2310.16400), algorithm 1.
+    Source: FLDM (2310.16400), algorithm 1; it fuses in space x.
     """
     if len(sources) != len(states):
         raise ValueError(f"{len(sources)} sources but {len(states)} states")
-    if not schedule or schedule[-1] is None:
+    if len(weights) != schedule.num_steps or weights[-1] is None:
         raise ValueError("the last step must fuse: tau has to be below the number of steps")
+    tau = next(i for i, row in enumerate(weights) if row is not None)
     current = list(states)
-    for i in range(start, len(schedule)):
-        current = [step(z, i) for step, z in zip(sources, current, strict=True)]
-        weights = schedule[i]
-        if weights is not None:
-            current = [combine(current, weights)] * len(sources)
+    for i in range(start, schedule.num_steps):
+        row, timestep = weights[i], schedule.timesteps[i]
+        if row is not None and space != "x":
+            z = combine(current, row) if i == tau else current[0]
+            parts = [_in_space(predict(z, timestep), z, i, schedule, space) for predict in sources]
+            eps = _as_epsilon(combine(parts, row), z, i, schedule, space)
+            current = [schedule.step(eps, i, z)] * len(sources)
+        else:
+            pairs = zip(sources, current, strict=True)
+            parts = [schedule.step(predict(z, timestep), i, z) for predict, z in pairs]
+            current = parts if row is None else [combine(parts, row)] * len(sources)
+        if on_parts is not None:
+            on_parts(i, parts)
         if on_step is not None:
             on_step(i, current)
     return current[0]
+
+
+def similarity(parts: Sequence[torch.Tensor], reference: int) -> torch.Tensor:
+    """Return how far each source points where the reference does: whether their latents can be mixed.
+
+    Args:
+        parts: S tensors `(F, C, h, w)`.
+        reference: The source that the others are compared with.
+
+    Returns:
+        Cosines `(S - 1, F)`, of the other sources in order.
+    """
+    others = [part for index, part in enumerate(parts) if index != reference]
+    return torch.stack([cosine(part, parts[reference]) for part in others])
+
+
+def _in_space(
+    eps: torch.Tensor, z: torch.Tensor, i: int, schedule: Schedule, space: Space
+) -> torch.Tensor:
+    return eps if space == "eps" else to_sample(eps, z, schedule.alpha_bar(i))
+
+
+def _as_epsilon(
+    mixed: torch.Tensor, z: torch.Tensor, i: int, schedule: Schedule, space: Space
+) -> torch.Tensor:
+    return mixed if space == "eps" else to_epsilon(mixed, z, schedule.alpha_bar(i), "sample")
 
 
 def _matched(state: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,13 @@ F frames, C channels, h x w latent pixels. A frame's result depends on that fram
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import torch
 
-Interpolation = Literal["linear", "slerp", "variance_preserving"]
+Interpolation = Literal["linear", "slerp"]
+Weight = float | torch.Tensor
 
 # Below the first sin(t th)/sin(th) is t to the last bit of float32; above the second the great
 # circle through both points is no longer determined by them.
@@ -18,7 +20,7 @@ SMALL_ANGLE: Final = 1e-4
 OPPOSITE_ANGLE: Final = math.pi - 1e-3
 
 
-def lerp(first: torch.Tensor, second: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+def lerp(first: torch.Tensor, second: torch.Tensor, t: Weight) -> torch.Tensor:
     """Interpolate linearly: `(1 - t) first + t second`.
 
     Args:
@@ -34,7 +36,7 @@ def lerp(first: torch.Tensor, second: torch.Tensor, t: float | torch.Tensor) -> 
     return (1 - weight) * first + weight * second
 
 
-def slerp(first: torch.Tensor, second: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+def slerp(first: torch.Tensor, second: torch.Tensor, t: Weight) -> torch.Tensor:
     """Interpolate on the great circle through both latents of each frame.
 
     Args:
@@ -69,38 +71,44 @@ def slerp(first: torch.Tensor, second: torch.Tensor, t: float | torch.Tensor) ->
 def mix(
     first: torch.Tensor,
     second: torch.Tensor,
-    ratio: float,
+    ratio: Weight,
+    *,
     interpolation: Interpolation = "linear",
+    variance_preserving: bool = False,
 ) -> torch.Tensor:
     """Mix two inversions of the same frames once: `r first + (1 - r) second`.
 
     Args:
         first: The image model's latents, `(F, C, h, w)`.
         second: The video model's latents, `(F, C, h, w)`.
-        ratio: Weight of `first`, 0 to 1.
-        interpolation: `variance_preserving` divides by the std that the mix of the two has.
+        ratio: Weight of `first`, 0 to 1; one number, or one for each frame `(F,)`.
+        interpolation: How latents are mixed; slerp keeps their norm by itself.
+        variance_preserving: Divide a linear mix by the std that it has, from the measured correlation.
 
     Raises:
-        ValueError: If the ratio is outside 0..1, the shapes differ, or slerp is undefined.
+        ValueError: If a ratio is outside 0..1, the shapes differ, or slerp is undefined.
 
     Source: BIVDiff (2312.02813), mixed inversion.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio {ratio} is not within 0..1")
+    ratios = torch.as_tensor(ratio)
+    if not bool(((ratios >= 0) & (ratios <= 1)).all()):
+        raise ValueError(f"ratio {ratios.tolist()} is not within 0..1")
     if interpolation == "slerp":
         return slerp(first, second, 1 - ratio)
     mixed = lerp(first, second, 1 - ratio)
-    if interpolation == "linear":
-        return mixed
-    return mixed / mixed_spread([first, second], [ratio, 1 - ratio])
+    return (
+        mixed / mixed_spread([first, second], [ratio, 1 - ratio]) if variance_preserving else mixed
+    )
 
 
-def mixed_spread(
-    states: list[torch.Tensor] | tuple[torch.Tensor, ...], weights: list[float] | tuple[float, ...]
-) -> torch.Tensor:
+def mixed_spread(states: Sequence[torch.Tensor], weights: Sequence[Weight]) -> torch.Tensor:
     """Return the std of a weighted sum of unit-variance latents: `sqrt(sum_ij w_i w_j rho_ij)`.
 
     Two sources: `sqrt(a^2 + (1-a)^2 + 2 a (1-a) rho)`, 0.71 for uncorrelated ones at a = 0.5.
+
+    Args:
+        states: S tensors `(F, C, h, w)`.
+        weights: One for each; a number, or one for each frame `(F,)`.
 
     Returns:
         `(F, 1, 1, 1)`, from the correlation measured in each frame.
@@ -127,7 +135,7 @@ def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return cosine(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True))
 
 
-def _per_frame(t: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _per_frame(t: Weight, like: torch.Tensor) -> torch.Tensor:
     weight = torch.as_tensor(t, dtype=like.dtype, device=like.device)
     return weight.view(-1, *[1] * (like.ndim - 1)) if weight.ndim else weight
 

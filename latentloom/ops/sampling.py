@@ -32,6 +32,9 @@ class Schedule(Protocol):
     def timesteps(self) -> tuple[int, ...]:
         """N timesteps, the noisiest first."""
 
+    def alpha_bar(self, i: int) -> float:
+        """Return abar, the part of the signal in the variance, at `timesteps[i]`."""
+
     def step(self, eps: torch.Tensor, i: int, z: torch.Tensor) -> torch.Tensor:
         """Go from timestep `timesteps[i]` to the next cleaner one."""
 
@@ -134,6 +137,16 @@ def to_epsilon(
     if prediction_type == "v_prediction":
         return signal * output + noise * z
     return (z - signal * output) / noise
+
+
+def to_sample(eps: torch.Tensor, z: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    """Return the clean latents that a prediction implies: `x0 = (z - sqrt(1 - abar) eps) / sqrt(abar)`.
+
+    `to_epsilon` with `sample` is the way back.
+
+    Source: DDIM (2010.02502), equation 9.
+    """
+    return (z - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
 
 
 def _checked(index: int, num_steps: int) -> int:

@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from latentloom.schemas.base import Schema
+from latentloom.schemas.base import Schema, digest
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import Kind
 
 Unit = Literal["source", "frames", "windows", "segments"]
 PLAN_FORMAT: Literal[1] = 1
+CHECKPOINT_VERSION = 1
+"""Raised when what a step checkpoint holds changes; older ones are then not found."""
 
 
 class StageVariant(Schema):
@@ -54,6 +56,10 @@ class PlannedChunk(Schema):
         """Return how many frames the chunk holds."""
         return self.stop - self.start
 
+    def checkpoint_key(self, step: int) -> str:
+        """Return the key of the checkpoint inside this chunk after so many steps."""
+        return digest({"checkpoint": CHECKPOINT_VERSION, "chunk": self.key, "step": step})
+
 
 class PlannedStage(Schema):
     """One stage: how it is cut, and what each piece is."""
@@ -79,6 +85,10 @@ class PlannedStage(Schema):
     chunks: tuple[PlannedChunk, ...]
     chunk_bytes: tuple[int, ...] = ()
     """Predicted bytes of each chunk in the store."""
+    checkpoints: tuple[int, ...] = ()
+    """After how many steps of a chunk its states are saved; each is deleted behind the next."""
+    checkpoint_bytes: int = 0
+    """Predicted bytes of the largest of them."""
     peak_bytes: int = 0
     """Predicted peak memory of the process tree while it runs."""
 
@@ -146,6 +156,12 @@ class Plan(Schema):
         for stage in self.stages:
             if stage.stored:
                 yield from (chunk.key for chunk in stage.chunks)
+
+    def checkpoint_keys(self) -> Iterator[tuple[str, str]]:
+        """Yield the key of every checkpoint that a chunk may have inside it, and the chunk's own."""
+        for stage in self.stages:
+            for chunk in stage.chunks:
+                yield from ((chunk.checkpoint_key(step), chunk.key) for step in stage.checkpoints)
 
     def lasting_keys(self) -> Iterator[str]:
         """Yield the key of every chunk that outlives its stage."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from latentloom.schemas.base import Schema
 from latentloom.schemas.edits import Img2ImgEdit
+from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
 
 
@@ -53,122 +53,6 @@ class InvertStage(StageFields):
                 f" {self.strength:g})"
             )
         return self
-
-
-class ControlNetUse(Schema):
-    """A ControlNet whose condition is made from the source frames."""
-
-    model: str = "control"
-    """Name of the ControlNet among the models."""
-    kind: Literal["edges"] = "edges"
-    """How the condition is made from a frame."""
-    controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=10)
-    """Factor of its residuals."""
-    control_guidance_start: float = Field(default=0.0, ge=0, lt=1)
-    """Part of the steps after which it begins."""
-    control_guidance_end: float = Field(default=1.0, gt=0, le=1)
-    """Part of the steps after which it ends."""
-
-    @model_validator(mode="after")
-    def _begins_before_it_ends(self) -> Self:
-        if self.control_guidance_start >= self.control_guidance_end:
-            raise ValueError("control_guidance_start must be smaller than control_guidance_end")
-        return self
-
-
-class FuseSource(Schema):
-    """One of the models whose latents are fused."""
-
-    name: str | None = Field(default=None, min_length=1)
-    """Name for ``toward``; the model's name by default."""
-    model: str
-    """Image or video model."""
-    prompt: PromptName | None = None
-    """Which prompt conditions it; an image model takes ``instruction`` where it is set, else ``target``."""
-    guidance_scale: Guidance | None = None
-    """Classifier-free guidance; the stage's by default."""
-    start: Literal["inverted", "noise"] = "inverted"
-    """inverted: the input's latents. noise: fresh noise, frame by frame."""
-    weight: float | None = Field(default=None, ge=0, le=1)
-    """Weight at step tau; needed where there are more than two sources."""
-    controlnet: ControlNetUse | None = None
-    """Spatial condition."""
-
-
-class FuseStage(StageFields):
-    """Denoise with several models at once and mix their latents after each step (FLDM)."""
-
-    consumes: ClassVar[tuple[Kind, ...]] = ("noise",)
-    op: Literal["fuse"]
-    sources: tuple[FuseSource, ...] = Field(min_length=2, max_length=8)
-    """The models."""
-    alpha: float = Field(default=0.7, ge=0, le=1)
-    """Weight of the video model at step tau, for two sources: 1 is the video model only."""
-    tau: int | float = Field(default=0.5, ge=0)
-    """First step at which latents are mixed: a step, or a fraction of the steps."""
-    schedule: Literal["constant", "toward_video", "toward_image"] = "toward_video"
-    """How the weights change after step tau."""
-    toward: str | None = None
-    """The source that gains weight; the first video or image source by default."""
-    num_inference_steps: Steps | None = None
-    """DDIM steps; the inversion's by default, and equal to them."""
-    strength: float | None = Field(default=None, gt=0, le=1)
-    """Part of the steps that is denoised; always the inversion's."""
-    guidance_scale: Guidance = 7.5
-    """Classifier-free guidance of sources that name none."""
-    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
-    """Names the noise that is drawn; the stage's name by default."""
-    windows: WindowRule | None = None
-    """Window rule of this stage; the recipe's by default."""
-
-    @model_validator(mode="after")
-    def _sources_fit(self) -> Self:
-        names = self.source_names
-        if len(set(names)) != len(names):
-            raise ValueError(f"sources have equal names {names}; give each a name of its own")
-        weights = [source.weight for source in self.sources]
-        given = [weight for weight in weights if weight is not None]
-        if given and len(given) != len(weights):
-            raise ValueError("give every source a weight, or none")
-        if given and abs(sum(given) - 1) > 1e-6:
-            raise ValueError(f"weights sum to {sum(given):g}, not 1")
-        if len(names) > 2 and not given:
-            raise ValueError("more than two sources need a weight each; they sum to 1")
-        if self.toward is not None and self.schedule == "constant":
-            raise ValueError("schedule constant moves no weight; leave out toward, or change it")
-        if self.toward is not None and self.toward not in names:
-            raise ValueError(f"toward {self.toward!r} is no source; sources are {', '.join(names)}")
-        if (
-            self.num_inference_steps is not None
-            and self.first_mixed_step(self.num_inference_steps) >= self.num_inference_steps
-        ):
-            raise ValueError(
-                f"tau {self.tau} must be smaller than num_inference_steps {self.num_inference_steps}"
-            )
-        return self
-
-    @property
-    def source_names(self) -> list[str]:
-        """Return the names of the sources, in order."""
-        return [source.name or source.model for source in self.sources]
-
-    def first_mixed_step(self, num_inference_steps: int) -> int:
-        """Return tau as a step."""
-        if isinstance(self.tau, float) and self.tau <= 1:
-            return round(self.tau * num_inference_steps)
-        return int(self.tau)
-
-
-class MixStage(StageFields):
-    """Mix two inversions: ``ratio`` of the first input, the rest of the second (BIVDiff)."""
-
-    consumes: ClassVar[tuple[Kind, ...]] = ("noise", "noise")
-    produces: ClassVar[Kind] = "noise"
-    op: Literal["mix"]
-    ratio: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the first input."""
-    interpolation: Literal["linear", "slerp"] = "linear"
-    """How latents are mixed; slerp per frame."""
 
 
 class SmoothStage(StageFields):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from latentloom.errors import DamagedChunkError, MissingChunkError
 from latentloom.media.decode import FrameReader
@@ -20,6 +21,7 @@ from latentloom.ops.blend import blend
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.storage.localize import localize, sources_folder
 from latentloom.storage.store import Store
+from latentloom.tasks.checkpoints import StepCheckpoints
 from latentloom.tasks.loading import PlanModels
 from latentloom.tasks.tensors import Array, latents_to_float
 
@@ -35,6 +37,8 @@ class OpenChunk:
     stage: PlannedStage
     chunk: PlannedChunk
     models: PlanModels = field(repr=False)
+    notes: dict[str, JsonValue] = field(default_factory=dict, repr=False)
+    """What its stage wants to tell of the work, for the event: never a part of the result."""
 
     @property
     def frames(self) -> range:
@@ -71,6 +75,11 @@ class OpenChunk:
         """Return seed and name of the noise that the stage draws."""
         noise = self.variant.fields["noise"]
         return int(noise["seed"]), str(noise["stream"])
+
+    @property
+    def checkpoints(self) -> StepCheckpoints:
+        """Return the checkpoints inside it."""
+        return StepCheckpoints(self.store, self.stage, self.chunk)
 
     def input_frames(self) -> NDArray[Any]:
         """Read the frames ``(F, H, W, 3)`` of its first input."""

@@ -2,46 +2,131 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
+
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from latentloom.models.control import with_control
 from latentloom.models.load import ImageModel, VideoModel
 from latentloom.models.schedulers import Sampler, check_agree
 from latentloom.ops.edges import edges
-from latentloom.ops.fuse import fuse_denoise, weight_schedule
-from latentloom.ops.sampling import Step, ddim_step
-from latentloom.schemas.stages import ControlNetUse, FuseSource, FuseStage
+from latentloom.ops.fuse import fuse as fuse_latents
+from latentloom.ops.fuse import fuse_denoise, similarity, weight_schedule
+from latentloom.ops.sampling import Predict
+from latentloom.schemas.conditions import ControlNetUse
+from latentloom.schemas.fusion import FuseSource, FuseStage
+from latentloom.schemas.similarity import Similarity
+from latentloom.tasks.checkpoints import StepState
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise, predict_with
 from latentloom.tasks.tensors import Array, latents_to_array, pad_to
 
+Rows = list[tuple[float, ...] | None]
+_SIMILARITY = "similarity"
+_DIGITS = 5
+
 
 def fuse(chunk: OpenChunk) -> Array:
-    """Fuse the sources of a stage over one window."""
+    """Fuse the sources of a stage over one window, from its newest checkpoint or the start."""
     stage = chunk.params(FuseStage)
     num_steps = _resolved_steps(stage)
     models = [chunk.models.denoising(source.model) for source in stage.sources]
-    samplers = {
-        source.name or source.model: model.sampler(num_steps)
-        for source, model in zip(stage.sources, models, strict=True)
-    }
+    samplers = dict(
+        zip(stage.source_names, [model.sampler(num_steps) for model in models], strict=True)
+    )
     check_agree(samplers)
     sampler = next(iter(samplers.values()))
-    inverted = chunk.input_latents().to(models[0].denoiser.device)
-    start = sampler.start_index(1.0 if stage.strength is None else stage.strength)
+    reference = _video([model.denoiser.windowed for model in models])
+    rows = _rows(stage, models, sampler)
+    begun = _begin(chunk, stage, sampler, models[0].denoiser.device)
+    trace = _Trace.since(stage, reference, begun)
+
+    def save(i: int, states: list[torch.Tensor]) -> None:
+        if chunk.checkpoints.due(i + 1):
+            row = rows[i]
+            kept = states if row is None else states[:1]
+            weights: JsonValue = None if row is None else list(row)
+            notes = {"weights": weights, **trace.notes()}
+            chunk.checkpoints.save(StepState(i + 1, kept, notes))
+
     fused = fuse_denoise(
-        [_step(chunk, stage, index, model, sampler) for index, model in enumerate(models)],
-        [_initial(chunk, index, source, inverted) for index, source in enumerate(stage.sources)],
-        _schedule(stage, models, num_steps),
-        start=start,
+        [_predict(chunk, stage, index, model, sampler) for index, model in enumerate(models)],
+        begun.states,
+        rows,
+        sampler,
+        space=stage.space,
+        start=begun.step,
+        combine=partial(
+            fuse_latents,
+            interpolation=stage.interpolation,
+            variance_preserving=stage.variance_preserving,
+            match_statistics=stage.match_statistics,
+            reference=reference,
+        ),
+        on_parts=trace.look,
+        on_step=save,
     )
+    chunk.notes.update(trace.notes())
     return latents_to_array(fused, chunk.dtype)
+
+
+@dataclass
+class _Trace:
+    """Notes how alike the sources' latents are, step by step: whether they can be mixed."""
+
+    stage: FuseStage
+    reference: int
+    first_step: int
+    cosines: list[tuple[tuple[float, ...], ...]] = field(default_factory=list)
+
+    @classmethod
+    def since(cls, stage: FuseStage, reference: int, begun: StepState) -> _Trace:
+        """Go on with what a checkpoint has noted, or begin."""
+        if _SIMILARITY not in begun.attributes:
+            return cls(stage, reference, begun.step)
+        noted = Similarity.model_validate(begun.attributes[_SIMILARITY])
+        return cls(stage, reference, noted.first_step, list(noted.cosines))
+
+    def look(self, i: int, parts: list[torch.Tensor]) -> None:
+        """Compare what the sources bring to step i."""
+        found = similarity(parts, self.reference).nan_to_num().tolist()
+        self.cosines.append(tuple(tuple(round(c, _DIGITS) for c in frames) for frames in found))
+
+    def notes(self) -> dict[str, JsonValue]:
+        """Return what has been noted so far."""
+        names = self.stage.source_names
+        noted = Similarity(
+            to=names.pop(self.reference),
+            sources=tuple(names),
+            first_step=self.first_step,
+            cosines=tuple(self.cosines),
+        )
+        return {_SIMILARITY: noted.model_dump(mode="json")}
 
 
 def _resolved_steps(stage: FuseStage) -> int:
     assert stage.num_inference_steps is not None
     return stage.num_inference_steps
+
+
+def _begin(chunk: OpenChunk, stage: FuseStage, sampler: Sampler, device: torch.device) -> StepState:
+    """Return the newest checkpoint, or the states that the first step begins with."""
+    saved = chunk.checkpoints.newest()
+    if saved is not None:
+        # From tau on the sources share one state, which is kept once.
+        shared = len(stage.sources) // len(saved.states)
+        states = [state.to(device) for state in saved.states] * shared
+        return StepState(saved.step, states, saved.attributes)
+    inverted = chunk.input_latents().to(device)
+    states = [_initial(chunk, i, source, inverted) for i, source in enumerate(stage.sources)]
+    return StepState(_start(stage, sampler), states)
+
+
+def _start(stage: FuseStage, sampler: Sampler) -> int:
+    return sampler.start_index(1.0 if stage.strength is None else stage.strength)
 
 
 def _initial(
@@ -53,60 +138,77 @@ def _initial(
     return noise.to(inverted.device)
 
 
-def _schedule(
-    stage: FuseStage, models: list[ImageModel | VideoModel], num_steps: int
-) -> list[tuple[float, ...] | None]:
+def _video(windowed: list[bool]) -> int:
+    """Return the source that alpha weighs and statistics are matched to: the first video model."""
+    return windowed.index(True) if True in windowed else 0
+
+
+def _rows(stage: FuseStage, models: list[ImageModel | VideoModel], sampler: Sampler) -> Rows:
+    """Return the sources' weights at each step; none before tau, nor before the first step taken."""
     windowed = [model.denoiser.windowed for model in models]
-    names = [source.name or source.model for source in stage.sources]
-    toward: int | None = None
-    if stage.toward is not None:
-        toward = names.index(stage.toward)
-    elif stage.schedule != "constant":
-        toward = windowed.index(stage.schedule == "toward_video")
-    tau = stage.first_mixed_step(num_steps)
-    return weight_schedule(_weights(stage, windowed), tau, num_steps, toward=toward)
+    tau, start = stage.first_mixed_step(sampler.num_steps), _start(stage, sampler)
+    if stage.weights is not None:
+        written = [_whole(row, _video(windowed)) for row in stage.weights]
+        rows: Rows = [None] * tau + written
+    else:
+        toward: int | None = None
+        if stage.toward is not None:
+            toward = stage.source_names.index(stage.toward)
+        elif stage.moves != "constant":
+            toward = windowed.index(stage.moves == "toward_video")
+        rows = weight_schedule(
+            _first_weights(stage, windowed), tau, sampler.num_steps, toward=toward
+        )
+    return [None] * min(start, len(rows)) + rows[start:]
 
 
-def _weights(stage: FuseStage, windowed: list[bool]) -> list[float]:
-    """Return the weight of each source: its own, or alpha for the video model and the rest for the other."""
-    given = [source.weight for source in stage.sources]
-    if all(weight is not None for weight in given):
-        return [float(weight or 0) for weight in given]
-    video = windowed.index(True) if True in windowed else 0
-    return [stage.alpha if index == video else 1 - stage.alpha for index in range(len(given))]
+def _whole(row: tuple[float, ...], video: int) -> tuple[float, ...]:
+    """Return a weight for each source, where a row is only the video model's."""
+    if len(row) > 1:
+        return row
+    return (row[0], 1 - row[0]) if video == 0 else (1 - row[0], row[0])
 
 
-def _step(
+def _first_weights(stage: FuseStage, windowed: list[bool]) -> list[float]:
+    """Return the sources' weights at step tau."""
+    if stage.first_alpha is None:
+        return [source.weight or 0.0 for source in stage.sources]
+    return list(_whole((stage.first_alpha,), _video(windowed)))
+
+
+def _predict(
     chunk: OpenChunk, stage: FuseStage, index: int, model: ImageModel | VideoModel, sampler: Sampler
-) -> Step:
+) -> Predict:
     source, texts = stage.sources[index], chunk.timed[f"sources.{index}"]
     scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
-    plain = ddim_step(predict_with(chunk, model, texts, guidance_scale=scale), sampler)
+    plain = predict_with(chunk, model, texts, guidance_scale=scale)
     use = source.controlnet
     if use is None:
         return plain
-    controlled_denoiser = with_control(
-        model.denoiser,
-        chunk.models.controlnet(use.model),
-        scale=use.controlnet_conditioning_scale,
-    )
-    predict = predict_with(
+    controlled = predict_with(
         chunk,
         model,
         texts,
         guidance_scale=scale,
-        denoiser=controlled_denoiser,
+        denoiser=with_control(
+            model.denoiser,
+            chunk.models.controlnet(use.model),
+            scale=use.controlnet_conditioning_scale,
+        ),
         control=_condition(chunk, model),
     )
-    return _between(use, plain, ddim_step(predict, sampler), sampler.num_steps)
+    return _between(use, plain, controlled, sampler)
 
 
-def _between(use: ControlNetUse, plain: Step, controlled: Step, num_steps: int) -> Step:
-    def step(z: torch.Tensor, i: int) -> torch.Tensor:
-        inside = use.control_guidance_start <= i / num_steps < use.control_guidance_end
-        return controlled(z, i) if inside else plain(z, i)
+def _between(use: ControlNetUse, plain: Predict, controlled: Predict, sampler: Sampler) -> Predict:
+    start, end = use.control_guidance_start, use.control_guidance_end
+    parts = {timestep: i / sampler.num_steps for i, timestep in enumerate(sampler.timesteps)}
 
-    return step
+    def predict(z: torch.Tensor, timestep: int) -> torch.Tensor:
+        inside = start <= parts[timestep] < end
+        return controlled(z, timestep) if inside else plain(z, timestep)
+
+    return predict
 
 
 def _condition(chunk: OpenChunk, model: ImageModel | VideoModel) -> torch.Tensor:

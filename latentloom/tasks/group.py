@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
+
 from latentloom.errors import (
     DamagedChunkError,
     InterruptedRunError,
@@ -114,8 +116,9 @@ class _Work:
             self.store.commit(
                 chunk.key, array, start=chunk.start, stop=chunk.stop, dtype=stage.dtype
             )
+            opened.checkpoints.delete()
             self.computed[stage.name] += 1
-            _report(stage, chunk, index, time.monotonic() - begun, self.journal)
+            _report(opened, index, time.monotonic() - begun, self.journal)
 
     def delete_behind(self, stage: PlannedStage, index: int) -> None:
         """Delete the transient frames of which a chunk was the last reader."""
@@ -175,11 +178,10 @@ def _compute(chunk: OpenChunk, index: int) -> Array:
         ) from error
 
 
-def _report(
-    stage: PlannedStage, chunk: PlannedChunk, index: int, seconds: float, journal: _Journal
-) -> None:
-    peak = peak_rss_bytes()
-    journal.note("chunk_computed", stage.name, chunk.key, index, seconds=seconds, peak_bytes=peak)
+def _report(opened: OpenChunk, index: int, seconds: float, journal: _Journal) -> None:
+    stage, chunk, peak = opened.stage, opened.chunk, peak_rss_bytes()
+    detail = {"peak_bytes": peak, **opened.notes}
+    journal.note("chunk_computed", stage.name, chunk.key, index, seconds=seconds, detail=detail)
     _log.info(
         "%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
         stage.name,
@@ -215,7 +217,7 @@ class _Journal:
         index: int,
         *,
         seconds: float | None = None,
-        peak_bytes: int | None = None,
+        detail: dict[str, JsonValue] | None = None,
     ) -> None:
         """Keep one event, and write all that are kept every other second."""
         self.pending.append(
@@ -228,7 +230,7 @@ class _Journal:
                 index=index,
                 seconds=seconds,
                 worker=worker_name(),
-                detail={} if peak_bytes is None else {"peak_bytes": peak_bytes},
+                detail=detail or {},
             )
         )
         if time.monotonic() - self.flushed > FLUSH_SECONDS:

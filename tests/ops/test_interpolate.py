@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -76,18 +78,35 @@ def test_shapes_must_agree() -> None:
 def test_ratio_is_the_weight_of_the_first_inversion() -> None:
     image, video = pair()
     assert torch.allclose(mix(image, video, 0.25), 0.25 * image + 0.75 * video, atol=1e-6)
-    for kind in ("linear", "slerp", "variance_preserving"):
-        assert torch.allclose(mix(image, video, 1.0, kind), image, atol=1e-5)
-        assert torch.allclose(mix(image, video, 0.0, kind), video, atol=1e-5)
+    for combine in (
+        mix,
+        functools.partial(mix, interpolation="slerp"),
+        functools.partial(mix, variance_preserving=True),
+    ):
+        assert torch.allclose(combine(image, video, 1.0), image, atol=1e-5)
+        assert torch.allclose(combine(image, video, 0.0), video, atol=1e-5)
     with pytest.raises(ValueError, match=r"ratio 1\.5"):
         mix(image, video, 1.5)
+    with pytest.raises(ValueError, match=r"ratio \[0\.5, -1\.0"):
+        mix(image, video, torch.tensor([0.5, -1.0, 0.5]))
+
+
+@pytest.mark.parametrize("options", [{}, {"interpolation": "slerp"}, {"variance_preserving": True}])
+def test_each_frame_may_have_a_ratio_of_its_own(options: dict[str, Any]) -> None:
+    image, video = pair()
+    ratios = [0.0, 0.3, 1.0]
+    frames = [
+        mix(image[i : i + 1], video[i : i + 1], ratio, **options) for i, ratio in enumerate(ratios)
+    ]
+    mixed = mix(image, video, torch.tensor(ratios), **options)
+    assert torch.allclose(mixed, torch.cat(frames), atol=1e-6)
 
 
 def test_plain_mix_of_independent_noise_loses_spread_and_the_other_keeps_it() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 4, 4, 64, 64, generator=generator)
     assert float(mix(first, second, 0.5).std()) == pytest.approx(0.71, abs=0.01)
-    kept = mix(first, second, 0.5, "variance_preserving")
+    kept = mix(first, second, 0.5, variance_preserving=True)
     assert float(kept.std()) == pytest.approx(1.0, abs=0.01)
 
 

@@ -15,6 +15,9 @@ class Halving:
     num_steps = 4
     levels = (0.1, 0.3, 0.6, 0.9, 1.0)
 
+    def alpha_bar(self, i: int) -> float:
+        return self.levels[i]
+
     def _move(self, eps: torch.Tensor, z: torch.Tensor, now: float, then: float) -> torch.Tensor:
         clean = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
         return math.sqrt(then) * clean + math.sqrt(1 - then) * eps

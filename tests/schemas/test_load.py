@@ -11,8 +11,8 @@ import pytest
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
 from latentloom.schemas.base import parse_seconds
+from latentloom.schemas.fusion import FuseStage
 from latentloom.schemas.load import load_recipe, with_overrides
-from latentloom.schemas.stages import FuseStage
 
 GOOD = """\
 version: 1
