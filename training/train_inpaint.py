@@ -94,14 +94,20 @@ def draw_mask(rng: random.Random, sprite: Sprite, start: int) -> NDArray[np.bool
     covered = cover(sprite, [start / FPS])[0] > 0
     room = rng.randrange(1, 6)
     if kind == "around":
-        rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
-        top, left = max(rows[0] - room, 0), max(columns[0] - room, 0)
-        mask[top : rows[-1] + 1 + room, left : columns[-1] + 1 + room] = True
-        return mask
+        return box_around(covered, room)
     grown = torch.nn.functional.max_pool2d(
         torch.from_numpy(covered)[None].float(), 2 * room + 1, stride=1, padding=room
     )
     return grown[0].bool().numpy()
+
+
+def box_around(covered: NDArray[np.bool_], room: int) -> NDArray[np.bool_]:
+    """Return the smallest box around what is covered, `room` pixels larger on each side."""
+    rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
+    top, left = max(rows[0] - room, 0), max(columns[0] - room, 0)
+    box = np.zeros_like(covered)
+    box[top : rows[-1] + 1 + room, left : columns[-1] + 1 + room] = True
+    return box
 
 
 if __name__ == "__main__":
