@@ -98,8 +98,8 @@ class Clip:
 SOURCES: Final = {
     "video": True,
     "image": True,
-    "image, free": False,
-    "video, free": False,
+    "free image": False,
+    "free video": False,
 }
 
 
@@ -165,7 +165,7 @@ class Editor:
 
     def _source(self, name: str, settings: Settings) -> Predict:
         """Return a denoiser under the target's caption; a still picture has no motion to name."""
-        windowed = name.startswith("video")
+        windowed = name.endswith("video")
         model = self.models.video if windowed else self.models.image
         scale = settings.controlnet_conditioning_scale
         steered = SOURCES[name] and self.clip.task in STEERED

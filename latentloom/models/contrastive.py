@@ -31,7 +31,7 @@ class Contrastive:
     @torch.inference_mode()
     def embed_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Embed frames `(F, 3, H, W)` in [-1, 1] as `(F, D)`, from their middle square."""
-        parts = [self._embed_pictures(part) for part in frames.split(_FRAMES)]
+        parts = [self._embed_pictures(part) for part in torch.split(frames, _FRAMES)]
         return torch.cat(parts)
 
     @torch.inference_mode()
