@@ -81,16 +81,17 @@ def draw_holes(
 
 
 def draw_mask(rng: random.Random, sprite: Sprite, start: int) -> NDArray[np.bool_]:
-    """Draw a mask `(64, 64)`: the sprite or its box, a little larger; any box; or everything."""
-    kind = rng.choices(("sprite", "around", "box", "all"), weights=[3, 3, 3, 1])[0]
-    mask = np.zeros((SIZE, SIZE), bool)
+    """Draw a mask `(64, 64)`: the sprite or its box, a little larger; any box; a border; everything."""
+    kinds = ("sprite", "around", "box", "border", "all")
+    kind = rng.choices(kinds, weights=[3, 3, 3, 2, 1])[0]
     if kind == "all":
-        return ~mask
-    if kind == "box":
+        return np.ones((SIZE, SIZE), bool)
+    if kind in ("box", "border"):
         height, width = rng.randrange(12, SIZE), rng.randrange(12, SIZE)
         top, left = rng.randrange(SIZE - height), rng.randrange(SIZE - width)
-        mask[top : top + height, left : left + width] = True
-        return mask
+        box = np.zeros((SIZE, SIZE), bool)
+        box[top : top + height, left : left + width] = True
+        return box if kind == "box" else ~box
     covered = cover(sprite, [start / FPS])[0] > 0
     room = rng.randrange(1, 6)
     if kind == "around":
