@@ -17,7 +17,7 @@ from data import HELD_OUT, MAX_START
 from diffusers import UNet2DConditionModel
 from family import EMBEDDED, decode, encode, load_text_encoder, load_tokenizer, load_vae
 from numpy.typing import NDArray
-from train_inpaint import DOWNSCALE, HIDDEN, box_around
+from train_inpaint import HIDDEN, box_around, shrink
 
 from latentloom.models.image import Prediction
 from latentloom.models.schedulers import Schedule
@@ -59,9 +59,8 @@ def main() -> None:
         else:
             asked = text.encode([caption(target, motion=False) for _, target in pairs])
             boxes = draw_boxes(pairs)
-            hole = torch.from_numpy(boxes[:, None, ::DOWNSCALE, ::DOWNSCALE]).float()
             seen = encode(vae, np.where(boxes[..., None], HIDDEN, sources))
-            condition = torch.cat([hole, seen], 1)
+            condition = torch.cat([shrink(boxes), seen], 1)
             predict = inpainted(epsilon, asked, text.encode([""]), condition, options)
         noise = frame_noise(7, task, range(options.clips), (4, 16, 16))
         made = decode(vae, denoise(noise, predict, schedule.sampler(options.steps)))

@@ -41,11 +41,9 @@ def main() -> None:
         holed = np.where(masks[..., None], HIDDEN, frames)
         clean, seen = family.encode(vae, np.concatenate([frames, holed])).chunk(2)
         noisy, timesteps, wanted = denoising.noised(scheduler, clean, generator)
-        # Every fourth row and column: what "nearest" takes in diffusers' pipeline.
-        hole = torch.from_numpy(masks[:, None, ::DOWNSCALE, ::DOWNSCALE]).float()
         with torch.no_grad():
             words = text.embed(tokenizer, encoder, captions)
-        predicted = unet(torch.cat([noisy, hole, seen], 1), timesteps, words).sample
+        predicted = unet(torch.cat([noisy, shrink(masks), seen], 1), timesteps, words).sample
         return denoising.loss_of(scheduler, predicted, wanted, timesteps)
 
     name = "StableDiffusionInpaintPipeline"
@@ -56,6 +54,12 @@ def main() -> None:
         draw,
         lambda: family.export_pipeline("inpaint", name, unet),
     )
+
+
+def shrink(masks: NDArray[np.bool_]) -> torch.Tensor:
+    """Return masks `(B, 64, 64)` as the latents' `(B, 1, 16, 16)`, 1 where any of the pixels is masked."""
+    whole = torch.from_numpy(masks[:, None]).float()
+    return torch.nn.functional.max_pool2d(whole, DOWNSCALE)
 
 
 def draw_holes(
