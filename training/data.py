@@ -25,6 +25,8 @@ NUM_FRAMES: Final = 16
 HELD_OUT: Final = 1_000_000
 # One clip in this many is a background alone, so that "nothing" has a meaning.
 EMPTY_EVERY: Final = 25
+# Clips start anywhere on their path, so that late phases of a motion are seen too.
+MAX_START: Final = 48
 # Frames of each clip that the upsampler learns from.
 PAIR_FRAMES: Final = (0, 9)
 
@@ -48,8 +50,7 @@ def training_frames() -> NDArray[np.uint8]:
         shape = (NUM_CLIPS, NUM_FRAMES, 64, 64, 3)
         frames = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
         for index in range(NUM_CLIPS):
-            # Clips start anywhere on their path, so that late phases of a motion are seen too.
-            start = int(np.random.default_rng([index, 7]).integers(0, 48))
+            start = int(np.random.default_rng([index, 7]).integers(0, MAX_START))
             frames[index] = render(training_scene(index), NUM_FRAMES, fps=FPS, start=start)
         frames.flush()
         half.rename(path)

@@ -230,17 +230,7 @@ def _image(family: Family, prompt: str, outline: torch.Tensor, settings: Setting
 
 def _facts(result: Score, reference: Score) -> dict[str, float]:
     """Return shares of right frames, and flicker relative to the VAE's own reconstruction."""
-    return {
-        "colour": float(result.colour_right.mean()),
-        "shape": float(result.shape_right.mean()),
-        "style": float(result.style_right.mean()),
-        "background": float(result.background_right.mean()),
-        "iou": float(result.iou.mean()),
-        "all": float(result.all_right.mean()),
-        "flicker": result.flicker,
-        "flicker_vae": reference.flicker,
-        "still_flicker": result.background_flicker,
-    }
+    return {**result.means(), "flicker_vae": reference.flicker}
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

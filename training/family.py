@@ -39,6 +39,17 @@ def load_unet() -> UNet2DConditionModel:
     return _frozen(UNet2DConditionModel.from_pretrained(_image("unet"), torch_dtype=torch.float32))
 
 
+def widen(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """Return a trainable copy that takes more input channels, and does not look at them yet."""
+    wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": in_channels})
+    weights = unet.state_dict()
+    narrow = weights.pop("conv_in.weight")
+    weights["conv_in.weight"] = torch.zeros_like(wide.conv_in.weight)
+    weights["conv_in.weight"][:, : narrow.shape[1]] = narrow
+    wide.load_state_dict(weights)
+    return wide.train().requires_grad_(True).to(memory_format=torch.channels_last)
+
+
 def export(part: str, save: Callable[[Path], object]) -> None:
     """Replace a folder of the family by what `save(folder)` writes, so that no reader sees half of it."""
     target = EMBEDDED / part
@@ -58,6 +69,16 @@ def export(part: str, save: Callable[[Path], object]) -> None:
 def export_model(part: str, model: Any) -> None:
     """Write a model as float16 safetensors, and leave it in float32."""
     export(part, copy.deepcopy(model).half().save_pretrained)
+
+
+def export_pipeline(part: str, name: str, unet: UNet2DConditionModel) -> None:
+    """Write a UNet with the image model's other parts beside it, as a diffusers pipeline."""
+    export_model(f"{part}/unet", unet)
+    for other in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        export(part + "/" + other, lambda folder, other=other: _copy(_image(other), folder))
+    index = json.loads(_image("model_index.json").read_text())
+    del index["_diffusers_version"]
+    export_index(part, {**index, "_class_name": name})
 
 
 def export_index(part: str, index: dict[str, object]) -> None:
@@ -94,6 +115,11 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
 def _statistics(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
     return mean, torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
+
+
+def _copy(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
 def _image(part: str) -> Path:

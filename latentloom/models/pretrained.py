@@ -25,6 +25,7 @@ ALLOWED_CLASSES: Final = {
     "MotionAdapter": "diffusers",
     "ControlNetModel": "diffusers",
     "CLIPTextModel": "transformers",
+    "CLIPModel": "transformers",
     "CLIPTokenizer": "transformers",
 }
 DTYPES: Final = {

@@ -103,6 +103,36 @@ def seam_score(output: Numbers, source: Numbers, joins: Collection[int]) -> floa
         return float(ours / theirs)
 
 
+def text_alignment(frames: NDArray[np.floating], text: NDArray[np.floating]) -> float:
+    """Return the mean cosine of frames and a text, times 100.
+
+    Args:
+        frames: Embeddings `(F, D)` of unit length.
+        text: The text's, `(D,)`.
+
+    Source: the TGVE benchmark (2310.16003), with any contrastive model's embeddings.
+    """
+    return float(100 * (frames @ text).mean())
+
+
+def frame_consistency(frames: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the mean cosine over all pairs of different frames, and over neighbours.
+
+    Args:
+        frames: Embeddings `(F, D)` of unit length.
+
+    Returns:
+        Two numbers up to 1; NaN for a single frame.
+
+    Source: the TGVE benchmark (2310.16003).
+    """
+    if len(frames) < 2:
+        return float("nan"), float("nan")
+    cosines = frames @ frames.T
+    pairs = cosines[np.triu_indices(len(frames), k=1)]
+    return float(pairs.mean()), float(np.diagonal(cosines, offset=1).mean())
+
+
 def warp_error(
     frames: Frames, forward: NDArray[np.floating], backward: NDArray[np.floating]
 ) -> Numbers:

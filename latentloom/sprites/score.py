@@ -79,6 +79,19 @@ class Score:
         named = self.colour_right & self.shape_right & self.style_right & self.background_right
         return np.asarray(named & (self.iou > MIN_IOU))
 
+    def means(self) -> dict[str, float]:
+        """Return the share of right frames for each attribute, the mean overlap, and the flicker."""
+        return {
+            "colour": float(self.colour_right.mean()),
+            "shape": float(self.shape_right.mean()),
+            "style": float(self.style_right.mean()),
+            "background": float(self.background_right.mean()),
+            "iou": float(self.iou.mean()),
+            "all": float(self.all_right.mean()),
+            "flicker": self.flicker,
+            "still_flicker": self.background_flicker,
+        }
+
 
 def score(frames: NDArray[np.uint8], scene: Scene, *, fps: float = FPS, start: int = 0) -> Score:
     """Judge frames against the scene they should show.
@@ -108,6 +121,19 @@ def score(frames: NDArray[np.uint8], scene: Scene, *, fps: float = FPS, start: i
         flicker=flicker(frames),
         background_flicker=_background_flicker(frames, truth),
     )
+
+
+def preserved(source: Scene, target: Scene, num_frames: int, size: int, *, start: int = 0) -> Bool:
+    """Return the pixels that an edit should leave alone, `(F, H, W)`, away from its rims.
+
+    Where the background changes that is the inside of the sprites, else what is outside of both scenes'.
+    """
+    before, after = (
+        tell_truth(scene, num_frames, size, start=start).mask for scene in (source, target)
+    )
+    if source.background != target.background:
+        return ~_grow(~(before & after))
+    return ~_grow(before | after)
 
 
 def look(frame: NDArray[np.uint8]) -> Sighting:

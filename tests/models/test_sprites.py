@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from latentloom.models import load
+from latentloom.models.contrastive import load_contrastive
 from latentloom.models.control import with_control
 from latentloom.models.predict import predictor
 from latentloom.models.schedulers import check_agree
 from latentloom.ops.noise import frame_noise
+from latentloom.sprites.caption import caption
+from latentloom.sprites.edits import Task, draw_edit
+from latentloom.sprites.render import render
+from latentloom.tasks.tensors import frames_to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +42,14 @@ def test_latents_are_those_the_denoiser_was_trained_on(sprites: load.ImageModel)
     assert (sprites.vae.downscale, sprites.vae.channels) == (4, 4)
     assert sprites.schedule.prediction_type == "v_prediction"
     assert sprites.text.encode([""]).shape == (1, 32, 128)
+
+
+@pytest.mark.parametrize("task", ["recolour", "background", "style"])
+def test_contrastive_model_prefers_what_a_frame_shows(task: Task) -> None:
+    model = load_contrastive("embedded:sprites/contrastive")
+    for seed in range(1_000_000, 1_000_008):
+        shown, other = draw_edit(task, seed)
+        frames = model.embed_frames(frames_to_tensor(render(shown, 1)))
+        texts = [caption(scene, motion=False) for scene in (shown, other)]
+        right, wrong = (frames @ model.embed_texts(texts).T)[0].tolist()
+        assert right > wrong + 0.05

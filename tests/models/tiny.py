@@ -166,6 +166,29 @@ def save_upsampler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def save_contrastive(folder: Path, *, seed: int = 0) -> Path:
+    """Save a CLIP model of 16-pixel pictures, with the statistics of the published ones."""
+    save_text(folder / "parts", seed=seed)
+    text = transformers.CLIPTextModel.from_pretrained(folder / "parts/text_encoder").config
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    torch.manual_seed(seed)
+    config = transformers.CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision, projection_dim=8
+    )
+    _save(transformers.CLIPModel(config), folder)
+    transformers.CLIPTokenizer.from_pretrained(folder / "parts/tokenizer").save_pretrained(folder)
+    processor = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
 def _save(module: Any, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from latentloom.ops.metrics import (
     consecutive_difference,
     flicker,
+    frame_consistency,
     psnr,
     seam_score,
     ssim,
+    text_alignment,
     warp_error,
 )
 
@@ -128,3 +130,12 @@ def test_shapes_must_agree() -> None:
         ssim(frames[:, :8], frames[:, :8])
     with pytest.raises(ValueError, match="should both be"):
         warp_error(frames, np.zeros((4, 24, 24, 2)), np.zeros((4, 24, 24, 2)))
+
+
+def test_alignment_and_consistency_are_mean_cosines() -> None:
+    frames = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    assert text_alignment(frames, np.array([1.0, 0.0])) == pytest.approx(100 * 1.6 / 3)
+    every, neighbours = frame_consistency(frames)
+    assert every == pytest.approx((0.6 + 0.0 + 0.8) / 3)
+    assert neighbours == pytest.approx((0.6 + 0.8) / 2)
+    assert all(math.isnan(value) for value in frame_consistency(frames[:1]))

@@ -23,10 +23,11 @@ from latentloom.sprites.scene import (
     change_background,
     random_scene,
     recolour,
+    remove,
     reshape,
     restyle,
 )
-from latentloom.sprites.score import flicker, look, score
+from latentloom.sprites.score import flicker, look, preserved, score
 
 
 @pytest.mark.parametrize(("shape", "style"), list(itertools.product(SHAPES, STYLES)))
@@ -116,3 +117,26 @@ def _damaged(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
     for axis in (1, 2):
         blurred = (np.roll(blurred, 1, axis) + 2 * blurred + np.roll(blurred, -1, axis)) / 4
     return np.clip(blurred + rng.normal(0, 6, frames.shape), 0, 255).astype(np.uint8)
+
+
+def test_means_are_shares_of_frames() -> None:
+    scene = Scene((Sprite("circle", "red", size=0.3),))
+    frames = render(scene, 4)
+    frames[0] = render(recolour(scene, "blue"), 1)[0]
+    means = score(frames, scene).means()
+    assert (means["colour"], means["shape"], means["all"]) == (0.75, 1.0, 0.75)
+    assert means["flicker"] == flicker(frames) > 0
+
+
+def test_what_an_edit_should_leave_alone() -> None:
+    source = Scene((Sprite("square", "red", size=0.25),), Background("plain"))
+    for target in (reshape(source, "circle"), remove(source)):
+        kept = preserved(source, target, 2, 64)
+        assert np.array_equal(render(source, 2)[kept], render(target, 2)[kept])
+        assert kept[:, 0, 0].all()
+        assert not kept[:, 32, 32].any()
+    target = change_background(source, "striped")
+    kept = preserved(source, target, 2, 64)
+    assert np.array_equal(render(source, 2)[kept], render(target, 2)[kept])
+    assert kept[:, 32, 32].all()
+    assert not kept[:, 0, 0].any()
