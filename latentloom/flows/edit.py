@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
@@ -17,6 +18,7 @@ from prefect.states import Pending
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from latentloom.errors import InterruptedRunError, LatentloomError, StageError
+from latentloom.flows.artifacts import show_result, shown
 from latentloom.flows.engine import Failure, settle
 from latentloom.flows.execute import execute
 from latentloom.flows.runs import read_plan, read_state
@@ -84,14 +86,17 @@ def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dic
 def run_in_flow(store: str, run: str, *, workers: int = 1, wait: bool = True) -> dict[str, Any]:
     """Run a registered plan in the flow run at hand; see ``edit_video``."""
     opened = Store.open(store, create=False)
-    state = execute(
-        opened,
-        _plan_of(store, run),
-        read_state(opened, run),
-        workers=workers,
-        wait=wait,
-        run_groups=partial(_submit, store, run),
-    )
+    plan = _plan_of(store, run)
+    with shown(opened, plan, run) as show_progress, ticking(show_progress):
+        state = execute(
+            opened,
+            plan,
+            read_state(opened, run),
+            workers=workers,
+            wait=wait,
+            run_groups=partial(_submit, store, run),
+        )
+    show_result(plan, state)
     return state.model_dump(mode="json")
 
 
@@ -161,10 +166,14 @@ def _submit(store: str, run: str, step: Step) -> Counter[str]:
     return computed
 
 
-def on_tick(tick: Tick) -> Callable[[], None]:
-    """Have a function called while flows of this process wait; returns what ends that."""
+@contextmanager
+def ticking(tick: Tick) -> Iterator[None]:
+    """Have a function called while flows of this process wait."""
     _ticks.append(tick)
-    return lambda: _ticks.remove(tick)
+    try:
+        yield
+    finally:
+        _ticks.remove(tick)
 
 
 def _call_ticks() -> None:

@@ -69,13 +69,12 @@ def launch(
             from latentloom.flows import edit
 
             progress = _progress(store, plan, state, workers, write)
-            forget = edit.on_tick(progress.tick)
             try:
-                ended = edit.edit_video.with_options(task_runner=runner)(
-                    store=store.uri, run=state.run, workers=workers, wait=wait
-                )
+                with edit.ticking(progress.tick):
+                    ended = edit.edit_video.with_options(task_runner=runner)(
+                        store=store.uri, run=state.run, workers=workers, wait=wait
+                    )
             finally:
-                forget()
                 progress.look()
     except LatentloomError as error:
         return read_state(store, state.run), error

@@ -26,6 +26,8 @@ from latentloom.flows.environment import environment, prefect_settings, quiet_en
 from latentloom.flows.scratch import outermost_scratch, scratch_folder
 from latentloom.tasks.stop import stop_requested
 
+EMBEDDED = "LATENTLOOM_EMBEDDED_SERVER"
+"""Set while the server in force is one that dies with its run."""
 _START_SECONDS = 180.0  # 3 s when idle; a machine busy with other work may take very much longer
 _DRAIN_SECONDS = 5.0
 _FAREWELL = b"."  # a pipe that closes without it tells that the parent was killed
@@ -63,7 +65,7 @@ def api_server(while_starting: Callable[[], None] | None = None) -> Iterator[str
     with (
         scratch_folder() as home,
         _embedded_server(home, while_starting) as url,
-        environment({"PREFECT_HOME": str(home), "PREFECT_API_URL": url}),
+        environment({"PREFECT_HOME": str(home), "PREFECT_API_URL": url, EMBEDDED: "1"}),
         prefect_settings(heartbeats=False),
     ):
         try:

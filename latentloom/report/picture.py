@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,29 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
     """
     if path.is_file() and not _is_ours(path):
         raise UsageError(f"{path} exists and is not ours; give --picture another path")
+    sheet = draw_sheet(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = SOFTWARE
+        sheet.save(path, exif=exif)
+    # Pillow raises ValueError where no format has the suffix.
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot write {path}: {error}; give --picture a path such as out.png"
+        ) from error
+
+
+def sheet_as_jpeg(rows: Sequence[Sequence[Frame]], *, longest: int = 960) -> bytes:
+    """Return rows of frames as a small JPEG whose longer side has at most so many pixels."""
+    sheet, data = draw_sheet(rows), BytesIO()
+    sheet.thumbnail((longest, longest))
+    sheet.save(data, "JPEG", quality=80)
+    return data.getvalue()
+
+
+def draw_sheet(rows: Sequence[Sequence[Frame]]) -> Image.Image:
+    """Draw rows of frames under each other; see ``side_by_side``."""
     first = rows[0][0]
     factor = max(1, -(-MIN_HEIGHT // first.shape[0]))
     height, width = first.shape[0] * factor, first.shape[1] * factor
@@ -45,16 +69,7 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
             resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
             picture = Image.fromarray(frame).resize((width, height), resample)
             sheet.paste(picture, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        exif = Image.Exif()
-        exif[ExifTags.Base.Software] = SOFTWARE
-        sheet.save(path, exif=exif)
-    # Pillow raises ValueError where no format has the suffix.
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot write {path}: {error}; give --picture a path such as out.png"
-        ) from error
+    return sheet
 
 
 def _is_ours(path: Path) -> bool:
