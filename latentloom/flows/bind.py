@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentloom.errors import RecipeError
-from latentloom.flows.keys import stage_models
+from latentloom.flows.keys import stage_maps, stage_models
+from latentloom.flows.maps import map_fault
 from latentloom.schemas.edits import EditStage
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage, MixStage
@@ -124,7 +125,9 @@ class _Binder:
             if redo:
                 self._same_but_for_values(one, stage, read, (level, windows))
         self._schedule_fits(stage)
-        wants_source = any(source.controlnet for source in getattr(stage, "sources", ()))
+        for recipe, one in variants.values():
+            self._maps_fit(one, recipe, pixels)
+        wants_source = _reads_source(stage)
         if wants_source and pixels != self.frame_size:
             self._fault("a ControlNet's condition has the source's size; fuse before upsampling")
         self.bound[stage.name] = BoundStage(
@@ -182,6 +185,12 @@ class _Binder:
                 " set schedule: constant, or name a source with toward"
             )
 
+    def _maps_fit(self, stage: Stage, recipe: Recipe, pixels: tuple[int, int]) -> None:
+        for name in dict.fromkeys(stage_maps(stage).values()):
+            fault = map_fault(name, recipe, self.facts, pixels)
+            if fault is not None:
+                self._fault(fault)
+
     def _same_but_for_values(
         self,
         changed: Stage,
@@ -198,6 +207,8 @@ class _Binder:
             return
         fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every")
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
+        if _reads_source(changed) != _reads_source(stage):
+            differs.append("whether a condition has a map")
         if (level, windows) != plain or differs:
             what = ", ".join(differs) or "windows"
             self._fault(f"{what} cannot differ within a video; change it for the whole recipe")
@@ -339,9 +350,20 @@ _HINTS = {
 }
 
 
+_KINDS: dict[str, tuple[ModelKind, ...]] = {"controlnet": ("controlnet",)}
+"""Kinds that a part of a role asks for, whatever the stage."""
+
+
+def _reads_source(stage: Stage) -> bool:
+    """Tell whether a condition is made from the source's frames, whatever the stage's inputs are."""
+    sources = stage.sources if isinstance(stage, FuseStage) else ()
+    return any(s.controlnet is not None and s.controlnet.map is None for s in sources)
+
+
 def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
-    if role.endswith("controlnet"):
-        return ("controlnet",)
+    for part in role.split("."):
+        if part in _KINDS:
+            return _KINDS[part]
     if isinstance(stage, FuseStage | InvertStage):
         return ("image", "video")
     if isinstance(stage, SmoothStage):

@@ -9,8 +9,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from latentloom.flows.maps import map_fields
 from latentloom.schemas.base import digest
-from latentloom.schemas.edits import EditStage
+from latentloom.schemas.edits import ControlNetEdit, EditStage
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.media import VideoInfo
@@ -64,7 +65,22 @@ def stage_models(stage: Stage) -> dict[str, str]:
                 roles[f"sources.{index}.controlnet"] = source.controlnet.model
         return roles
     model = getattr(stage, "model", None)
-    return {} if model is None else {"model": model}
+    roles = {} if model is None else {"model": model}
+    if isinstance(stage, ControlNetEdit):
+        roles |= {f"controlnet.{i}": use.model for i, use in enumerate(stage.controlnet)}
+    return roles
+
+
+def stage_maps(stage: Stage) -> dict[str, str]:
+    """Return the side inputs of a stage by role."""
+    roles: dict[str, str | None] = {}
+    if isinstance(stage, FuseStage):
+        for index, source in enumerate(stage.sources):
+            if source.controlnet is not None:
+                roles[f"sources.{index}.controlnet"] = source.controlnet.map
+    if isinstance(stage, ControlNetEdit):
+        roles |= {f"controlnet.{i}": use.map for i, use in enumerate(stage.controlnet)}
+    return {role: name for role, name in roles.items() if name is not None}
 
 
 def draws_noise(stage: Stage) -> bool:
@@ -84,6 +100,7 @@ def stage_fields(
     seed: int,
     windows: WindowRule | None,
     frame_shape: Sequence[int],
+    pixels: tuple[int, int],
 ) -> dict[str, Any]:
     """Return the readable form of a stage key.
 
@@ -94,6 +111,7 @@ def stage_fields(
         seed: Seed in force.
         windows: Resolved window rule, or nothing for a frame-local stage.
         frame_shape: Shape of one frame of the result.
+        pixels: Height and width of the frames that it stands for.
     """
     fields: dict[str, Any] = {
         "op": stage.op,
@@ -109,6 +127,10 @@ def stage_fields(
     if draws_noise(stage):
         stream = getattr(stage, "noise_stream", None) or stage.name
         fields["noise"] = {"seed": seed, "stream": stream}
+    if maps := stage_maps(stage):
+        fields["maps"] = {
+            role: map_fields(name, recipe, facts, pixels) for role, name in maps.items()
+        }
     if windows is not None:
         fields["windows"] = windows.model_dump()
     return fields
@@ -190,9 +212,17 @@ def _params(stage: Stage) -> dict[str, Any]:
     for source in params.get("sources", ()):
         for field in ("model", "name", "prompt"):
             source.pop(field)
-        if source["controlnet"] is not None:
-            source["controlnet"].pop("model")
+    for use in _uses(params):
+        use.pop("model")
+        use.pop("map")
     return params
+
+
+def _uses(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the conditions among a stage's parameters."""
+    uses = [*params.get("controlnet", ())]
+    uses += [source["controlnet"] for source in params.get("sources", ())]
+    return [use for use in uses if use is not None]
 
 
 def _prompt_text(name: str | None, prompts: TimedPrompts, *, instruct: bool) -> str:

@@ -77,7 +77,7 @@ class ImageDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise in frames; see `Denoiser.predict`."""
         refuse_control(control)
@@ -108,13 +108,13 @@ def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
     return text.expand(num_frames, -1, -1).contiguous()
 
 
-def refuse_control(control: torch.Tensor | None) -> None:
+def refuse_control(control: Sequence[torch.Tensor]) -> None:
     """Refuse a condition where no ControlNet would read it.
 
     Raises:
         ModelError: If there is one.
     """
-    if control is not None:
+    if control:
         raise ModelError("a control was given to a model without a ControlNet")
 
 

@@ -48,7 +48,7 @@ class VideoDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise in a window; see `Denoiser.predict`.
 

@@ -1,21 +1,33 @@
-"""Spatial conditions of a model: what a stage may add to a prompt."""
+"""What steers a denoiser besides text: spatial conditions of single frames."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from latentloom.schemas.base import Schema
 
+MapName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+ConditionKind = Literal["edges", "canny", "depth", "pose", "segmentation", "sketch"]
+
+
+class MapInput(Schema):
+    """A side input, aligned to the frames of the source: a condition, a mask or edited frames."""
+
+    uri: str = Field(min_length=1)
+    """A video or a folder of images, both with as many frames as the source; or one image for all frames."""
+
 
 class ControlNetUse(Schema):
-    """A ControlNet whose condition is made from the source frames."""
+    """A ControlNet and its condition."""
 
     model: str = "control"
     """Name of the ControlNet among the models."""
-    kind: Literal["edges"] = "edges"
-    """How the condition is made from a frame."""
+    kind: ConditionKind = "edges"
+    """What the condition shows. ``edges`` are made from the frames where no map is named."""
+    map: MapName | None = None
+    """Map that holds the condition, as an annotator made it."""
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=10)
     """Factor of its residuals."""
     control_guidance_start: float = Field(default=0.0, ge=0, lt=1)
@@ -27,4 +39,12 @@ class ControlNetUse(Schema):
     def _begins_before_it_ends(self) -> Self:
         if self.control_guidance_start >= self.control_guidance_end:
             raise ValueError("control_guidance_start must be smaller than control_guidance_end")
+        return self
+
+    @model_validator(mode="after")
+    def _condition_can_be_had(self) -> Self:
+        if self.kind != "edges" and self.map is None:
+            raise ValueError(
+                f"kind {self.kind} is not made from frames here; name a map that holds it"
+            )
         return self

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from latentloom.schemas.conditions import ControlNetUse
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping | ControlNetUse) else value
+
+
+ControlNets = Annotated[
+    tuple[ControlNetUse, ...],
+    BeforeValidator(_as_list, json_schema_input_type=ControlNetUse | list[ControlNetUse]),
+]
+"""One ControlNet, or several whose residuals are added up."""
 
 
 class EditStage(StageFields):
@@ -36,3 +49,13 @@ class Img2ImgEdit(EditStage):
     kind: Literal["img2img"] = "img2img"
     strength: float = Field(default=0.6, gt=0, le=1)
     """How far the frame is noised; 1 forgets it."""
+
+
+class ControlNetEdit(EditStage):
+    """Make each frame anew under the conditions of one or several ControlNets."""
+
+    kind: Literal["controlnet"]
+    controlnet: Annotated[ControlNets, Field(min_length=1, max_length=8)]
+    """The ControlNets; residuals of several are added up."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from latentloom.schemas.base import Schema, Seconds
+from latentloom.schemas.conditions import MapInput, MapName
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import Stage
 
@@ -239,6 +240,8 @@ class Recipe(Schema):
     """The video to edit."""
     models: dict[Name, ModelSpec] = Field(default_factory=dict)
     """Models by the names that stages use."""
+    maps: dict[MapName, MapInput] = Field(default_factory=dict)
+    """Side inputs by the names that stages use: conditions, masks, edited frames."""
     prompts: Annotated[
         tuple[TimedPrompts, ...],
         BeforeValidator(_as_list, json_schema_input_type=Prompts | list[TimedPrompts]),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from latentloom.schemas.edits import Img2ImgEdit
+from latentloom.schemas.edits import ControlNetEdit, Img2ImgEdit
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
 
@@ -119,6 +119,7 @@ STAGES: dict[str, type[StageFields]] = {
     "encode": EncodeStage,
     "invert": InvertStage,
     "edit:img2img": Img2ImgEdit,
+    "edit:controlnet": ControlNetEdit,
     "fuse": FuseStage,
     "mix": MixStage,
     "smooth": SmoothStage,
@@ -131,6 +132,7 @@ Stage = Annotated[
     Annotated[EncodeStage, Tag("encode")]
     | Annotated[InvertStage, Tag("invert")]
     | Annotated[Img2ImgEdit, Tag("edit:img2img")]
+    | Annotated[ControlNetEdit, Tag("edit:controlnet")]
     | Annotated[FuseStage, Tag("fuse")]
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]

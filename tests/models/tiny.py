@@ -149,11 +149,15 @@ def save_video_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Pat
     return folder
 
 
-def save_controlnet(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+def save_controlnet(
+    folder: Path, *, seed: int = 0, conditioning_channels: int = 1, **changes: Any
+) -> Path:
     """Save a ControlNet for `save_image_pipeline`'s UNet, one channel at factor 2."""
     unet = new_unet(seed=seed, **changes)
     control_net = diffusers.ControlNetModel.from_unet(
-        unet, conditioning_channels=1, conditioning_embedding_out_channels=(4, 8)
+        unet,
+        conditioning_channels=conditioning_channels,
+        conditioning_embedding_out_channels=(4, 8),
     )
     return _save(control_net, folder)
 

@@ -1,0 +1,69 @@
+"""What all editors share: a chunk's frames as latents, where denoising starts, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from latentloom.models.load import ImageModel
+from latentloom.models.schedulers import Sampler
+from latentloom.ops.microbatch import in_micro_batches
+from latentloom.schemas.edits import EditStage
+from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.conditioning import draw_noise
+from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The model of an editor, and the size at which it works.
+
+    F frames, H x W pixels of the result, padded to a size that the model takes.
+    """
+
+    chunk: OpenChunk
+    model: ImageModel
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, chunk: OpenChunk, stage: EditStage) -> Canvas:
+        """Load the model of a stage and choose the padded size."""
+        model = chunk.models.image(stage.model)
+        multiple = model.vae.downscale * chunk.plan.facts.models[stage.model].latent_multiple
+        height, width = (-(-side // multiple) * multiple for side in chunk.stage.frame_shape[:2])
+        return cls(chunk, model, height, width)
+
+    def padded(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pad pictures `(F, c, H, W)` by repeating their edge, on the model's device."""
+        return pad_to(pictures, self.height, self.width).to(self.model.vae.device)
+
+    def encode(self, frames: Array) -> torch.Tensor:
+        """Encode frames `(F, H, W, 3)` as latents."""
+        return self.encode_tensor(self.padded(frames_to_tensor(frames)))
+
+    def encode_tensor(self, frames: torch.Tensor) -> torch.Tensor:
+        """Encode padded float frames `(F, 3, H, W)` as latents."""
+        return in_micro_batches(self.model.vae.encode_latents, self.chunk.micro_batch, frames)
+
+    def noise(self) -> torch.Tensor:
+        """Draw the noise of the chunk's frames, in the shape of latents."""
+        factor, channels = self.model.vae.downscale, self.model.vae.channels
+        shape = (channels, self.height // factor, self.width // factor)
+        return draw_noise(self.chunk, shape).to(self.model.vae.device)
+
+    def decode(self, latents: torch.Tensor) -> Array:
+        """Decode latents to frames, and cut off what was padded."""
+        height, width, _ = self.chunk.stage.frame_shape
+        frames = in_micro_batches(self.model.vae.decode_latents, self.chunk.micro_batch, latents)
+        return frames_to_array(frames[..., :height, :width], self.chunk.dtype)
+
+
+def noised(canvas: Canvas, sampler: Sampler, strength: float) -> torch.Tensor:
+    """Return where denoising starts: the frames' latents noised, or at strength 1 noise alone."""
+    noise = canvas.noise()
+    if strength == 1:
+        return noise
+    clean = canvas.encode(canvas.chunk.input_frames())
+    return sampler.add_noise(clean, noise, sampler.num_steps - sampler.start_index(strength))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import tiny
+from tests.runs import make_clip
+
+
+@pytest.fixture
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of tiny checkpoints: image, control, colour_control."""
+    root = tmp_path_factory.mktemp("tiny")
+    tiny.save_image_pipeline(root / "image")
+    tiny.save_controlnet(root / "control")
+    tiny.save_controlnet(root / "colour_control", seed=1, conditioning_channels=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of 6 frames of 16 x 16 pixels."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 6, size=16)
