@@ -65,6 +65,14 @@ def write_map(path: Path, num_frames: int = 6, *, size: int = 16, seed: int = 0)
     return path
 
 
+def write_mask(path: Path, *, size: int = 16) -> Path:
+    """Write an image whose middle is white; its borders lie between latent pixels."""
+    white = np.zeros((1, size, size, 3), np.uint8)
+    white[:, size // 4 : size // 2, size // 4 : -size // 4] = 255
+    write_video(path, white, Fraction(8), codec="ffv1")
+    return path
+
+
 def generators(canvas: Canvas) -> list[torch.Generator]:
     """Return the generators of the chunk's frames, as the editor draws from them."""
     seed, stream = canvas.chunk.noise_stream
@@ -77,13 +85,11 @@ def pipeline(name: str, models: Path, **parts: Any) -> Any:
     scheduler = diffusers.DDIMScheduler.from_pretrained(
         models / "image" / "scheduler", clip_sample=False
     )
-    optional = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    made = getattr(diffusers, name).from_pretrained(
-        models / "image",
-        scheduler=scheduler,
-        requires_safety_checker=False,
-        **(optional | parts),
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(
+        models / "image", scheduler=scheduler, safety_checker=None, requires_safety_checker=False
     )
+    components = {k: v for k, v in loaded.components.items() if k != "image_encoder"} | parts
+    made = getattr(diffusers, name)(**components, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -12,7 +12,7 @@ from typing import Any
 from latentloom.errors import RecipeError
 from latentloom.flows.keys import stage_maps, stage_models
 from latentloom.flows.maps import map_fault
-from latentloom.schemas.edits import EditStage
+from latentloom.schemas.edits import EditStage, FramesEdit, InpaintEdit, OutpaintEdit
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.recipe import Recipe
@@ -205,7 +205,8 @@ class _Binder:
         level, windows = self._level(changed, read), self._windows(changed, read)
         if len(self.faults) > before:
             return
-        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every")
+        borders = ("left", "right", "top", "bottom")
+        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every", *borders)
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
         if _reads_source(changed) != _reads_source(stage):
             differs.append("whether a condition has a map")
@@ -335,7 +336,10 @@ class _Binder:
         if isinstance(stage, UpsampleStage):
             channels, height, width = read[0].frame_shape
             return (channels, 2 * height, 2 * width), (2 * pixels[0], 2 * pixels[1])
-        if isinstance(stage, DecodeStage | EditStage):
+        if isinstance(stage, OutpaintEdit):
+            height, width = pixels
+            pixels = (height + stage.top + stage.bottom, width + stage.left + stage.right)
+        if isinstance(stage, DecodeStage | EditStage | FramesEdit):
             return (*pixels, 3), pixels
         return read[0].frame_shape, pixels
 
@@ -350,7 +354,10 @@ _HINTS = {
 }
 
 
-_KINDS: dict[str, tuple[ModelKind, ...]] = {"controlnet": ("controlnet",)}
+_KINDS: dict[str, tuple[ModelKind, ...]] = {
+    "controlnet": ("controlnet",),
+    "t2i_adapter": ("t2i_adapter",),
+}
 """Kinds that a part of a role asks for, whatever the stage."""
 
 
@@ -366,6 +373,8 @@ def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
             return _KINDS[part]
     if isinstance(stage, FuseStage | InvertStage):
         return ("image", "video")
+    if isinstance(stage, InpaintEdit | OutpaintEdit):
+        return ("image", "inpaint")
     if isinstance(stage, SmoothStage):
         return ("video",)
     return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)

@@ -6,12 +6,19 @@ Never in a key: paths, names of runs and stages, the number of workers, the leng
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from latentloom.flows.maps import map_fields
 from latentloom.schemas.base import digest
-from latentloom.schemas.edits import ControlNetEdit, EditStage
+from latentloom.schemas.conditions import Condition
+from latentloom.schemas.edits import (
+    ControlNetEdit,
+    EditStage,
+    FramesEdit,
+    InpaintEdit,
+    T2IAdapterEdit,
+)
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.media import VideoInfo
@@ -50,6 +57,8 @@ _NOT_IN_KEYS = {
     "prompt",
     "model",
     "noise_stream",
+    "mask",
+    "map",
     "checkpoint_every",  # changes no byte
     "ratio",  # time-ranged
 }
@@ -66,9 +75,7 @@ def stage_models(stage: Stage) -> dict[str, str]:
         return roles
     model = getattr(stage, "model", None)
     roles = {} if model is None else {"model": model}
-    if isinstance(stage, ControlNetEdit):
-        roles |= {f"controlnet.{i}": use.model for i, use in enumerate(stage.controlnet)}
-    return roles
+    return roles | {role: use.model for role, use in _conditions(stage)}
 
 
 def stage_maps(stage: Stage) -> dict[str, str]:
@@ -78,9 +85,20 @@ def stage_maps(stage: Stage) -> dict[str, str]:
         for index, source in enumerate(stage.sources):
             if source.controlnet is not None:
                 roles[f"sources.{index}.controlnet"] = source.controlnet.map
-    if isinstance(stage, ControlNetEdit):
-        roles |= {f"controlnet.{i}": use.map for i, use in enumerate(stage.controlnet)}
+    roles |= {role: use.map for role, use in _conditions(stage)}
+    if isinstance(stage, InpaintEdit):
+        roles["mask"] = stage.mask
+    if isinstance(stage, FramesEdit):
+        roles["frames"] = stage.map
     return {role: name for role, name in roles.items() if name is not None}
+
+
+def _conditions(stage: Stage) -> Iterator[tuple[str, Condition]]:
+    """Yield the conditions of an editor by role."""
+    if isinstance(stage, ControlNetEdit | InpaintEdit):
+        yield from ((f"controlnet.{i}", use) for i, use in enumerate(stage.controlnet))
+    if isinstance(stage, T2IAdapterEdit):
+        yield from ((f"t2i_adapter.{i}", use) for i, use in enumerate(stage.t2i_adapter))
 
 
 def draws_noise(stage: Stage) -> bool:
@@ -220,7 +238,7 @@ def _params(stage: Stage) -> dict[str, Any]:
 
 def _uses(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the conditions among a stage's parameters."""
-    uses = [*params.get("controlnet", ())]
+    uses = [*params.get("controlnet", ()), *params.get("t2i_adapter", ())]
     uses += [source["controlnet"] for source in params.get("sources", ())]
     return [use for use in uses if use is not None]
 

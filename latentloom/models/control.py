@@ -79,7 +79,10 @@ class Control:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ControlledDenoiser:
-    """A denoiser steered by ControlNets; its `control` are their conditions, one each, in order."""
+    """A denoiser steered by ControlNets.
+
+    Its `control` are their conditions, one each, in order, and then what the denoiser takes itself.
+    """
 
     denoiser: Steerable
     controls: tuple[Control, ...]
@@ -114,19 +117,20 @@ class ControlledDenoiser:
         """Predict the noise under the conditions `control`; see `Denoiser.predict`.
 
         Raises:
-            ModelError: If conditions are missing or left over, or one does not fit.
+            ModelError: If conditions are missing, or one does not fit.
         """
-        if len(control) != len(self.controls):
+        if len(control) < len(self.controls):
             raise ModelError(
                 f"{len(self.controls)} ControlNet(s) were given {len(control)} conditions;"
                 " each needs one"
             )
         residuals = [
             use.control_net.residuals(latents, timestep, text, condition, use.scale)
-            for use, condition in zip(self.controls, control, strict=True)
+            for use, condition in zip(self.controls, control, strict=False)
             if use.acts_at(timestep)
         ]
-        return self.denoiser.predict_steered(latents, timestep, text, _added_up(residuals))
+        own = control[len(self.controls) :]
+        return self.denoiser.predict_steered(latents, timestep, text, _added_up(residuals), *own)
 
 
 def with_control(
@@ -152,7 +156,7 @@ def _added_up(residuals: Sequence[Residuals]) -> Residuals | None:
     if not residuals:
         return None
     down = [sum(parts[1:], parts[0]) for parts in zip(*(r.down for r in residuals), strict=True)]
-    middle = [r.middle for r in residuals]
+    middle = [r.middle for r in residuals if r.middle is not None]
     return Residuals(down, sum(middle[1:], middle[0]))
 
 

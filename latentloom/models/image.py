@@ -15,10 +15,14 @@ from latentloom.ops.sampling import PredictionType, to_epsilon
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What a ControlNet adds to a UNet: `(F, c, h, w)` for each skip connection and the middle."""
+    """What ControlNets and T2I-Adapters add to a UNet, each part `(F, c, h, w)`."""
 
-    down: Sequence[torch.Tensor]
-    middle: torch.Tensor
+    down: Sequence[torch.Tensor] = ()
+    """For each skip connection, by ControlNets."""
+    middle: torch.Tensor | None = None
+    """For the middle block, by ControlNets."""
+    intrablock: Sequence[torch.Tensor] = ()
+    """For each level of the encoder, by T2I-Adapters."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +52,9 @@ class Steerable(Denoiser, Protocol):
         timestep: int,
         text: torch.Tensor,
         residuals: Residuals | None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise; see `Denoiser.predict`."""
+        """Predict the noise; `control` is what the denoiser takes itself, see `Denoiser.predict`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +70,12 @@ class ImageDenoiser:
     @property
     def channels(self) -> int:
         """Latent channels."""
-        return int(self.module.config.in_channels)
+        return int(self.module.config.out_channels)
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels that are read beside the latents: 5 by inpainting models, else mostly 0."""
+        return int(self.module.config.in_channels) - self.channels
 
     @property
     def device(self) -> torch.device:
@@ -79,9 +89,12 @@ class ImageDenoiser:
         text: torch.Tensor,
         *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise in frames; see `Denoiser.predict`."""
-        refuse_control(control)
-        return self.predict_steered(latents, timestep, text, None)
+        """Predict the noise in frames; see `Denoiser.predict`.
+
+        Raises:
+            ModelError: If `control` is not what it reads beside the latents.
+        """
+        return self.predict_steered(latents, timestep, text, None, *control)
 
     @torch.inference_mode()
     def predict_steered(
@@ -90,17 +103,28 @@ class ImageDenoiser:
         timestep: int,
         text: torch.Tensor,
         residuals: Residuals | None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise in frames, with a ControlNet's residuals."""
+        """Predict the noise in frames, with what conditions add to it."""
         dtype = self.module.dtype
         output = self.module(
-            latents.contiguous().to(dtype),
+            self._with_extra(latents, control).contiguous().to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
             return_dict=False,
             **residual_arguments(residuals, dtype),
         )[0]
         return self.prediction.epsilon(output, latents, timestep)
+
+    def _with_extra(self, latents: torch.Tensor, control: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not self.extra_channels:
+            refuse_control(control)
+            return latents
+        wanted = (len(latents), self.extra_channels, *latents.shape[2:])
+        if [tuple(part.shape) for part in control] != [wanted]:
+            given = ", ".join(str(tuple(part.shape)) for part in control) or "nothing"
+            raise ModelError(f"the model reads {wanted} beside its latents, but was given {given}")
+        return torch.cat([latents, control[0].to(latents.device)], dim=1)
 
 
 def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -119,10 +143,14 @@ def refuse_control(control: Sequence[torch.Tensor]) -> None:
 
 
 def residual_arguments(residuals: Residuals | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a UNet's keyword arguments for a ControlNet's residuals."""
-    if residuals is None:
-        return {}
-    return {
-        "down_block_additional_residuals": tuple(part.to(dtype) for part in residuals.down),
-        "mid_block_additional_residual": residuals.middle.to(dtype),
-    }
+    """Return a UNet's keyword arguments for residuals."""
+    arguments: dict[str, Any] = {}
+    if residuals is not None and residuals.middle is not None:
+        arguments["down_block_additional_residuals"] = tuple(p.to(dtype) for p in residuals.down)
+        arguments["mid_block_additional_residual"] = residuals.middle.to(dtype)
+    if residuals is not None and residuals.intrablock:
+        # A list of our own: the UNet empties it.
+        arguments["down_intrablock_additional_residuals"] = [
+            part.to(dtype) for part in residuals.intrablock
+        ]
+    return arguments

@@ -24,6 +24,7 @@ ALLOWED_CLASSES: Final = {
     "UNet3DConditionModel": "diffusers",
     "MotionAdapter": "diffusers",
     "ControlNetModel": "diffusers",
+    "T2IAdapter": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPModel": "transformers",
     "CLIPTokenizer": "transformers",

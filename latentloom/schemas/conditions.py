@@ -19,15 +19,30 @@ class MapInput(Schema):
     """A video or a folder of images, both with as many frames as the source; or one image for all frames."""
 
 
-class ControlNetUse(Schema):
+class Condition(Schema):
+    """A picture for each frame that says what is where."""
+
+    model: str
+    """Name, among the models, of the one that reads it."""
+    kind: ConditionKind = "edges"
+    """What it shows. ``edges`` are made from the frames where no map is named."""
+    map: MapName | None = None
+    """Map that holds it, as an annotator made it."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if self.kind != "edges" and self.map is None:
+            raise ValueError(
+                f"kind {self.kind} is not made from frames here; name a map that holds it"
+            )
+        return self
+
+
+class ControlNetUse(Condition):
     """A ControlNet and its condition."""
 
     model: str = "control"
     """Name of the ControlNet among the models."""
-    kind: ConditionKind = "edges"
-    """What the condition shows. ``edges`` are made from the frames where no map is named."""
-    map: MapName | None = None
-    """Map that holds the condition, as an annotator made it."""
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=10)
     """Factor of its residuals."""
     control_guidance_start: float = Field(default=0.0, ge=0, lt=1)
@@ -41,10 +56,13 @@ class ControlNetUse(Schema):
             raise ValueError("control_guidance_start must be smaller than control_guidance_end")
         return self
 
-    @model_validator(mode="after")
-    def _condition_can_be_had(self) -> Self:
-        if self.kind != "edges" and self.map is None:
-            raise ValueError(
-                f"kind {self.kind} is not made from frames here; name a map that holds it"
-            )
-        return self
+
+class T2IAdapterUse(Condition):
+    """A T2I-Adapter and its condition."""
+
+    model: str = "t2i_adapter"
+    """Name of the T2I-Adapter among the models."""
+    adapter_conditioning_scale: float = Field(default=1.0, ge=0, le=10)
+    """Factor of its features."""
+    adapter_conditioning_factor: float = Field(default=1.0, gt=0, le=1)
+    """Part of the steps after which it ends."""

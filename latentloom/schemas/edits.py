@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from latentloom.schemas.conditions import ControlNetUse
+from latentloom.schemas.conditions import Condition, ControlNetUse, MapName, T2IAdapterUse
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, Mapping | ControlNetUse) else value
+    return [value] if isinstance(value, Mapping | Condition) else value
 
 
 ControlNets = Annotated[
@@ -20,6 +20,13 @@ ControlNets = Annotated[
     BeforeValidator(_as_list, json_schema_input_type=ControlNetUse | list[ControlNetUse]),
 ]
 """One ControlNet, or several whose residuals are added up."""
+
+T2IAdapters = Annotated[
+    tuple[T2IAdapterUse, ...],
+    BeforeValidator(_as_list, json_schema_input_type=T2IAdapterUse | list[T2IAdapterUse]),
+]
+"""One T2I-Adapter, or several whose features are added up."""
+Border = Annotated[int, Field(ge=0, le=8192)]
 
 
 class EditStage(StageFields):
@@ -59,3 +66,62 @@ class ControlNetEdit(EditStage):
     """The ControlNets; residuals of several are added up."""
     strength: float = Field(default=1.0, gt=0, le=1)
     """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
+
+
+class T2IAdapterEdit(EditStage):
+    """Make each frame anew under the conditions of one or several T2I-Adapters."""
+
+    kind: Literal["t2i_adapter"]
+    t2i_adapter: Annotated[T2IAdapters, Field(min_length=1, max_length=8)]
+    """The adapters; features of several are added up."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
+
+
+class InpaintEdit(EditStage):
+    """Make the masked part of each frame anew, by an inpainting model or any image model."""
+
+    kind: Literal["inpaint"]
+    mask: MapName
+    """Map that is white where pixels are made anew."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the masked part is noised; 1 forgets what was there."""
+    controlnet: ControlNets = ()
+    """ControlNets whose conditions hold, too."""
+    overlay: bool = True
+    """Put the frame's own pixels back outside of the mask; without it they have passed the VAE."""
+
+
+class OutpaintEdit(EditStage):
+    """Grow each frame by a border that is made anew; the border is the mask."""
+
+    kind: Literal["outpaint"]
+    left: Border = 0
+    """Pixels added at the left."""
+    right: Border = 0
+    """Pixels added at the right."""
+    top: Border = 0
+    """Pixels added at the top."""
+    bottom: Border = 0
+    """Pixels added at the bottom."""
+    overlay: bool = True
+    """Put the frame's own pixels back inside of the border; without it they have passed the VAE."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.left + self.right + self.top + self.bottom:
+            raise ValueError("no border: give left, right, top or bottom in pixels")
+        return self
+
+
+class FramesEdit(StageFields):
+    """Take frames that were edited elsewhere; no model runs."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
+    produces: ClassVar[Kind] = "frames"
+    op: Literal["edit"]
+    kind: Literal["frames"]
+    map: MapName
+    """Map whose pictures replace the frames."""
+    keep: bool = False
+    """Keep the frames after their last reader."""

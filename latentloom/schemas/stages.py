@@ -6,7 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from latentloom.schemas.edits import ControlNetEdit, Img2ImgEdit
+from latentloom.schemas.edits import (
+    ControlNetEdit,
+    FramesEdit,
+    Img2ImgEdit,
+    InpaintEdit,
+    OutpaintEdit,
+    T2IAdapterEdit,
+)
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
 
@@ -120,6 +127,10 @@ STAGES: dict[str, type[StageFields]] = {
     "invert": InvertStage,
     "edit:img2img": Img2ImgEdit,
     "edit:controlnet": ControlNetEdit,
+    "edit:t2i_adapter": T2IAdapterEdit,
+    "edit:inpaint": InpaintEdit,
+    "edit:outpaint": OutpaintEdit,
+    "edit:frames": FramesEdit,
     "fuse": FuseStage,
     "mix": MixStage,
     "smooth": SmoothStage,
@@ -133,6 +144,10 @@ Stage = Annotated[
     | Annotated[InvertStage, Tag("invert")]
     | Annotated[Img2ImgEdit, Tag("edit:img2img")]
     | Annotated[ControlNetEdit, Tag("edit:controlnet")]
+    | Annotated[T2IAdapterEdit, Tag("edit:t2i_adapter")]
+    | Annotated[InpaintEdit, Tag("edit:inpaint")]
+    | Annotated[OutpaintEdit, Tag("edit:outpaint")]
+    | Annotated[FramesEdit, Tag("edit:frames")]
     | Annotated[FuseStage, Tag("fuse")]
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]

@@ -120,10 +120,14 @@ class OpenChunk:
         """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
         return self._read_source(self.chunk.start, self.chunk.stop)
 
-    def map_frames(self, role: str) -> NDArray[np.uint8]:
+    def map_frames(self, role: str, *, high_bit_depth: bool = False) -> NDArray[Any]:
         """Read the side input ``(F, H, W, 3)`` that has a role in the stage, at the frames' size."""
         return read_map(
-            self.plan, self.variant.fields["maps"][role], self.chunk.start, self.chunk.stop
+            self.plan,
+            self.variant.fields["maps"][role],
+            self.chunk.start,
+            self.chunk.stop,
+            high_bit_depth=high_bit_depth,
         )
 
     def _read_source(self, start: int, stop: int) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from latentloom.models.protocols import Denoiser
 from latentloom.ops.edges import edges
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import Predict
-from latentloom.schemas.conditions import ControlNetUse
+from latentloom.schemas.conditions import Condition
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.loading import embed
 from latentloom.tasks.tensors import Array
@@ -59,7 +59,7 @@ def draw_noise(chunk: OpenChunk, shape: tuple[int, ...], *, suffix: str = "") ->
 
 def make_condition(
     chunk: OpenChunk,
-    use: ControlNetUse,
+    use: Condition,
     *,
     role: str,
     channels: int,

@@ -6,12 +6,19 @@ from collections.abc import Callable
 
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.editors.controlnet import controlnet
+from latentloom.tasks.editors.frames import frames
 from latentloom.tasks.editors.img2img import img2img
+from latentloom.tasks.editors.inpaint import inpaint, outpaint
+from latentloom.tasks.editors.t2i_adapter import t2i_adapter
 from latentloom.tasks.tensors import Array
 
 EDITORS: dict[str, Callable[[OpenChunk], Array]] = {
     "img2img": img2img,
     "controlnet": controlnet,
+    "t2i_adapter": t2i_adapter,
+    "inpaint": inpaint,
+    "outpaint": outpaint,
+    "frames": frames,
 }
 """What makes the frames of each ``kind``."""
 

@@ -162,6 +162,24 @@ def save_controlnet(
     return _save(control_net, folder)
 
 
+def save_t2i_adapter(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a T2I-Adapter for `save_image_pipeline`'s UNet, one channel at factor 2."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "in_channels": 1,
+        "channels": list(BLOCKS),
+        "num_res_blocks": 1,
+        "downscale_factor": 2,
+    }
+    return _save(diffusers.T2IAdapter(**(settings | changes)), folder)
+
+
+def save_inpaint_unet(folder: Path, *, seed: int = 0) -> Path:
+    """Save an inpainting UNet that reads mask and masked latents beside its own."""
+    _save(new_unet(seed=seed, in_channels=9), folder / "unet")
+    return folder
+
+
 def save_upsampler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Save an upsampler that is told the level of its condition's noise."""
     settings = {"in_channels": 8, "class_embed_type": "timestep"}

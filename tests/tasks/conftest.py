@@ -9,18 +9,21 @@ from tests.models import tiny
 from tests.runs import make_clip
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of tiny checkpoints: image, control, colour_control."""
+    """image, control, colour_control, other_control, t2i_adapter, inpaint (a UNet on image)."""
     root = tmp_path_factory.mktemp("tiny")
     tiny.save_image_pipeline(root / "image")
     tiny.save_controlnet(root / "control")
     tiny.save_controlnet(root / "colour_control", seed=1, conditioning_channels=3)
+    tiny.save_controlnet(root / "other_control", cross_attention_dim=8)
+    tiny.save_t2i_adapter(root / "t2i_adapter")
+    tiny.save_inpaint_unet(root / "inpaint")
     return root
 
 

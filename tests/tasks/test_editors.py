@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from latentloom.errors import ModelError
+from latentloom.media.decode import FrameReader
+from latentloom.media.probe import probe
 from latentloom.models.pretrained import library
-from latentloom.schemas.edits import ControlNetEdit
+from latentloom.schemas.edits import ControlNetEdit, InpaintEdit, T2IAdapterEdit
+from latentloom.schemas.plan import Plan
+from latentloom.storage.store import Store
 from latentloom.tasks.conditioning import make_condition
 from latentloom.tasks.editors.controlnet import controlnet_latents
 from latentloom.tasks.editors.img2img import img2img_latents
+from latentloom.tasks.editors.inpaint import masked_hole, repaint_latents
 from latentloom.tasks.editors.latents import Canvas
-from tests.editing import compile_edit, open_canvas, pipeline, settings, write_map
+from latentloom.tasks.editors.t2i_adapter import t2i_adapter_latents
+from latentloom.tasks.tensors import frames_to_tensor
+from tests.editing import compile_edit, open_canvas, pipeline, settings, write_map, write_mask
+from tests.models import tiny
+from tests.runs import run_here
 
 MAX_DIFFERENCE = 1e-5
 
@@ -36,6 +49,66 @@ def test_img2img_is_diffusers(tiny_models: Path, tiny_clip: Path, tmp_path: Path
         image=encoded(canvas), strength=0.75, **settings(canvas)
     ).images
     assert largest_difference(img2img_latents(canvas), theirs) <= MAX_DIFFERENCE
+
+
+def test_t2i_adapter_is_diffusers(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    use = {"adapter_conditioning_scale": 0.7}
+    plan = compile_edit(
+        tmp_path, tiny_models, tiny_clip, {"kind": "t2i_adapter", "t2i_adapter": use}
+    )
+    canvas = open_canvas(tmp_path, plan)
+    stage = canvas.chunk.params(T2IAdapterEdit)
+    condition = make_condition(
+        canvas.chunk,
+        stage.t2i_adapter[0],
+        role="t2i_adapter.0",
+        channels=1,
+        frames=canvas.chunk.input_frames,
+    )
+    adapter = library("diffusers").T2IAdapter.from_pretrained(tiny_models / "t2i_adapter")
+    made = pipeline("StableDiffusionAdapterPipeline", tiny_models, adapter=adapter)
+    theirs = made(image=condition, height=16, width=16, **use, **settings(canvas)).images
+    assert largest_difference(t2i_adapter_latents(canvas), theirs) <= MAX_DIFFERENCE
+
+
+def test_t2i_adapter_acts_for_a_part_of_the_steps(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    results = []
+    for factor in (0.25, 0.5, 1.0):
+        use = {"adapter_conditioning_factor": factor}
+        stage = {"kind": "t2i_adapter", "t2i_adapter": use}
+        plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage)
+        results.append(t2i_adapter_latents(open_canvas(tmp_path, plan)))
+    assert not torch.allclose(results[0], results[1], atol=1e-3)
+    assert not torch.allclose(results[1], results[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.75])
+@pytest.mark.parametrize("model", ["image", "inpaint"])
+def test_inpaint_is_diffusers(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path, model: str, strength: float
+) -> None:
+    stage = {"kind": "inpaint", "mask": "mask", "model": model, "strength": strength}
+    mask = {"uri": str(write_mask(tmp_path / "mask.mkv"))}
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, maps={"mask": mask})
+    canvas = open_canvas(tmp_path, plan)
+    hole = masked_hole(canvas.chunk)
+    ours = repaint_latents(canvas, canvas.chunk.params(InpaintEdit), hole, strength=strength)
+    white = torch.from_numpy(hole.mask[:, None]).float()
+    known = canvas.encode_tensor(canvas.padded(frames_to_tensor(hole.frames)) * (1 - white))
+    unet = library("diffusers").UNet2DConditionModel.from_pretrained(tiny_models / model / "unet")
+    made = pipeline("StableDiffusionInpaintPipeline", tiny_models, unet=unet)
+    theirs = made(
+        image=encoded(canvas),
+        mask_image=white,
+        masked_image_latents=known,
+        strength=strength,
+        height=16,
+        width=16,
+        **settings(canvas),
+    ).images
+    assert largest_difference(ours, theirs) <= MAX_DIFFERENCE
 
 
 TWO = [
@@ -82,3 +155,119 @@ def test_controlnets_are_diffusers(
             image=encoded(canvas), control_image=conditions, strength=strength, **arguments
         ).images
     assert largest_difference(ours, theirs) <= MAX_DIFFERENCE
+
+
+def edited(folder: Path, plan: Plan) -> NDArray[Any]:
+    """Run a plan, and return the frames of its last stage."""
+    store = Store.open(str(folder / "store"))
+    run_here(store, plan)
+    return np.concatenate([store.read(chunk.key) for chunk in plan.stages[-1].chunks])
+
+
+def side_inputs(folder: Path) -> dict[str, Any]:
+    return {
+        "depth": {"uri": str(write_map(folder / "depth.mkv"))},
+        "mask": {"uri": str(write_mask(folder / "mask.mkv"))},
+    }
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "controlnet": {"controlnet": TWO},
+    "t2i_adapter": {"t2i_adapter": {}, "strength": 0.75},
+    "inpaint": {"mask": "mask", "model": "inpaint", "controlnet": TWO[1]},
+    "outpaint": {"left": 3, "bottom": 5},
+    "frames": {
+        "map": "depth",
+        "num_inference_steps": None,
+        "guidance_scale": None,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_any_chunking_gives_the_same_frames(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path, kind: str
+) -> None:
+    stage = {"kind": kind, "num_inference_steps": 2} | EDITS[kind]
+    results = [
+        edited(
+            tmp_path,
+            compile_edit(
+                tmp_path,
+                tiny_models,
+                tiny_clip,
+                stage,
+                maps=side_inputs(tmp_path),
+                chunks={"frames": size},
+            ),
+        )
+        for size in (1, 4, 7, 16)
+    ]
+    assert results[0].std() > 1
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_inpaint_changes_the_mask_alone(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    plans = [
+        compile_edit(
+            tmp_path,
+            tiny_models,
+            tiny_clip,
+            {"kind": "inpaint", "mask": "mask", "overlay": overlay},
+            maps=side_inputs(tmp_path),
+        )
+        for overlay in (True, False)
+    ]
+    pasted, passed = (edited(tmp_path, plan) for plan in plans)
+    hole = masked_hole(open_canvas(tmp_path, plans[0]).chunk)
+    assert np.array_equal(pasted[~hole.mask], hole.frames[~hole.mask])
+    assert np.array_equal(pasted[hole.mask], passed[hole.mask])
+    assert not np.array_equal(passed[~hole.mask], hole.frames[~hole.mask])
+
+
+def test_outpaint_keeps_the_frame_inside_of_its_border(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, {"kind": "outpaint"} | EDITS["outpaint"])
+    grown = edited(tmp_path, plan)
+    source = open_canvas(tmp_path, plan).chunk.source_frames()
+    assert grown.shape == (6, 21, 19, 3)
+    assert np.array_equal(grown[:, :16, 3:], source)
+    border = grown[:, 16:, 3:]
+    assert not np.array_equal(border, np.repeat(source[:, -1:], 5, axis=1))
+
+
+def test_frames_are_those_of_the_map(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    stage = {"kind": "frames"} | EDITS["frames"]
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, maps=side_inputs(tmp_path))
+    path = tmp_path / "depth.mkv"
+    assert np.array_equal(edited(tmp_path, plan), FrameReader(path, probe(path)).read(0, 6))
+
+
+def test_map_is_read_at_absolute_frames(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    stage = {"kind": "frames"} | EDITS["frames"]
+    cut = {"uri": str(tiny_clip), "start": 0.25}
+    changes = {"maps": side_inputs(tmp_path), "source": cut}
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, **changes)
+    path = tmp_path / "depth.mkv"
+    assert plan.start == 2
+    assert np.array_equal(edited(tmp_path, plan), FrameReader(path, probe(path)).read(2, 6))
+
+
+def test_controlnet_of_another_unet_is_refused(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    stage = {"kind": "controlnet", "controlnet": {"model": "other_control"}}
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage)
+    with pytest.raises(ModelError, match=r"does not fit .*dim': 8.* against .*dim': 16"):
+        controlnet_latents(open_canvas(tmp_path, plan))
+
+
+def test_t2i_adapter_of_another_unet_is_refused(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    models = shutil.copytree(tiny_models, tmp_path / "models")
+    tiny.save_t2i_adapter(models / "t2i_adapter", channels=[8, 8])
+    plan = compile_edit(tmp_path, models, tiny_clip, {"kind": "t2i_adapter", "t2i_adapter": {}})
+    with pytest.raises(ModelError, match=r"does not fit .*\(8, 8\).* against .*\(8, 16\)"):
+        t2i_adapter_latents(open_canvas(tmp_path, plan))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from latentloom.models.control import Control, with_controls
-from latentloom.ops.sampling import active_timesteps, denoise
-from latentloom.schemas.conditions import ControlNetUse
+from latentloom.models.control import with_controls
+from latentloom.ops.sampling import denoise
 from latentloom.schemas.edits import ControlNetEdit
 from latentloom.tasks.chunk import OpenChunk
-from latentloom.tasks.conditioning import make_condition, predict_with
+from latentloom.tasks.conditioning import predict_with
+from latentloom.tasks.editors.conditions import load_controls
 from latentloom.tasks.editors.latents import Canvas, noised
 from latentloom.tasks.tensors import Array
 
@@ -24,42 +22,16 @@ def controlnet(chunk: OpenChunk) -> Array:
 
 def controlnet_latents(canvas: Canvas) -> torch.Tensor:
     """Denoise under the conditions."""
-    chunk = canvas.chunk
-    stage = chunk.params(ControlNetEdit)
+    stage = canvas.chunk.params(ControlNetEdit)
     sampler = canvas.model.sampler(stage.num_inference_steps)
     start = sampler.start_index(stage.strength)
-    controls = [_control(chunk, use, sampler.timesteps[start:]) for use in stage.controlnet]
+    controls, conditions = load_controls(canvas, stage.controlnet, sampler.timesteps[start:])
     predict = predict_with(
-        chunk,
+        canvas.chunk,
         canvas.model,
-        chunk.timed,
+        canvas.chunk.timed,
         guidance_scale=stage.guidance_scale,
         denoiser=with_controls(canvas.model.denoiser, controls),
-        control=_conditions(canvas, stage.controlnet, controls),
+        control=conditions,
     )
     return denoise(noised(canvas, sampler, stage.strength), predict, sampler, start=start)
-
-
-def _control(chunk: OpenChunk, use: ControlNetUse, timesteps: tuple[int, ...]) -> Control:
-    return Control(
-        chunk.models.controlnet(use.model),
-        use.controlnet_conditioning_scale,
-        active_timesteps(timesteps, use.control_guidance_start, use.control_guidance_end),
-    )
-
-
-def _conditions(
-    canvas: Canvas, uses: Sequence[ControlNetUse], controls: Sequence[Control]
-) -> list[torch.Tensor]:
-    return [
-        canvas.padded(
-            make_condition(
-                canvas.chunk,
-                use,
-                role=f"controlnet.{index}",
-                channels=control.control_net.condition_channels,
-                frames=canvas.chunk.input_frames,
-            )
-        )
-        for index, (use, control) in enumerate(zip(uses, controls, strict=True))
-    ]

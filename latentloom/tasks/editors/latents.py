@@ -30,7 +30,7 @@ class Canvas:
     @classmethod
     def of(cls, chunk: OpenChunk, stage: EditStage) -> Canvas:
         """Load the model of a stage and choose the padded size."""
-        model = chunk.models.image(stage.model)
+        model = chunk.models.painter(stage.model)
         multiple = model.vae.downscale * chunk.plan.facts.models[stage.model].latent_multiple
         height, width = (-(-side // multiple) * multiple for side in chunk.stage.frame_shape[:2])
         return cls(chunk, model, height, width)
