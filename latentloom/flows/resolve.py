@@ -25,7 +25,7 @@ from latentloom.media.join import check_container
 from latentloom.media.probe import probe
 from latentloom.media.scenes import find_cuts
 from latentloom.schemas.base import digest
-from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
+from latentloom.schemas.facts import Facts, MachineFacts, MapFacts, ModelFacts, SourceFacts
 from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe
@@ -47,7 +47,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
         source=source,
         container_problems=_container_problems(recipe, source.info),
         models=resolve_models(recipe, store),
-        maps={name: map_facts(name, spec, store) for name, spec in recipe.maps.items()},
+        maps=resolve_maps(recipe, store),
         machine=resolve_machine(recipe, store),
         measured_bytes=read_measured(store),
     )
@@ -129,6 +129,11 @@ def _container_problems(recipe: Recipe, info: VideoInfo) -> tuple[str, ...]:
     if output is None:
         return ()
     return tuple(check_container(info, Path(output.uri).suffix, output.audio, output.codec))
+
+
+def resolve_maps(recipe: Recipe, store: Store) -> dict[str, MapFacts]:
+    """Look the side inputs of a recipe up."""
+    return {name: map_facts(name, spec, store) for name, spec in recipe.maps.items()}
 
 
 def resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:

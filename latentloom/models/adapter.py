@@ -148,4 +148,4 @@ def _levels(use: Adapted, features: torch.Tensor, latents: torch.Tensor) -> list
     shapes = use.adapter.feature_shapes(*latents.shape[-2:])
     sizes = [math.prod(shape) for shape in shapes]
     flat = torch.split(features.to(latents.device), sizes, dim=1)
-    return [use.scale * part.unflatten(1, shape) for part, shape in zip(flat, shapes, strict=True)]
+    return [use.scale * part.reshape(-1, *shape) for part, shape in zip(flat, shapes, strict=True)]
