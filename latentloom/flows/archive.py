@@ -286,7 +286,7 @@ class _Digests:
         self._known: dict[tuple[str, ...], str] = {}
 
     def of(self, source: str, output: str, overrides: tuple[str, ...]) -> str:
-        """Return the digest of a video's recipe, its models and maps, and what it runs on; paths do not count."""
+        """Return the digest of a video's recipe, models, maps and what it runs on; paths do not count."""
         if overrides not in self._known:
             recipe = self.template.recipe(source, output, overrides)
             data = recipe.model_dump(mode="json", exclude={"source": {"uri"}, "output": {"uri"}})
