@@ -7,7 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latentloom.flows.example import SCENE
 from latentloom.media.write import write_video
@@ -16,16 +15,13 @@ from latentloom.sprites.render import FPS, SIZE, render
 from latentloom.sprites.scene import recolour
 from latentloom.sprites.truth import tell_truth
 
-MARGIN = 1
-"""Pixels by which the mask is larger than the sprite: the soft edge of its outline."""
-
 
 def write_maps(folder: Path, num_frames: int) -> None:
-    """Write clip.mp4, edges.mkv, mask.mkv (white around the sprite) and edited.mkv (recoloured)."""
+    """Write clip.mp4, edges.mkv, mask.mkv (white where the sprite is) and edited.mkv (recoloured)."""
     folder.mkdir(parents=True, exist_ok=True)
     clip = render(SCENE, num_frames, SIZE)
     outlines = np.round(255 * edges(clip)).astype(np.uint8)
-    mask = 255 * grown(tell_truth(SCENE, num_frames, SIZE).mask, MARGIN).astype(np.uint8)
+    mask = 255 * tell_truth(SCENE, num_frames, SIZE).mask.astype(np.uint8)
     write_video(folder / "clip.mp4", clip, Fraction(FPS))
     for name, pictures in (
         ("edges.mkv", np.repeat(outlines.transpose(0, 2, 3, 1), 3, axis=-1)),
@@ -33,13 +29,6 @@ def write_maps(folder: Path, num_frames: int) -> None:
         ("edited.mkv", render(recolour(SCENE, "blue"), num_frames, SIZE)),
     ):
         write_video(folder / name, pictures, Fraction(FPS), codec="ffv1")
-
-
-def grown(mask: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
-    """Let a mask ``(F, H, W)`` reach some pixels further each way."""
-    for axis in (1, 2):
-        mask = np.any([np.roll(mask, by, axis) for by in range(-margin, margin + 1)], axis=0)
-    return mask
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentloom.errors import RecipeError
-from latentloom.flows.keys import stage_maps, stage_models
+from latentloom.flows.keys import REFERENCES, stage_maps, stage_models
 from latentloom.flows.maps import map_fault
 from latentloom.schemas.edits import EditStage, FramesEdit, InpaintEdit, OutpaintEdit
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
@@ -186,8 +186,9 @@ class _Binder:
             )
 
     def _maps_fit(self, stage: Stage, recipe: Recipe, pixels: tuple[int, int]) -> None:
-        for name in dict.fromkeys(stage_maps(stage).values()):
-            fault = map_fault(name, recipe, self.facts, pixels)
+        for role, name in stage_maps(stage).items():
+            shape = None if role in REFERENCES else pixels
+            fault = map_fault(name, recipe, self.facts, shape)
             if fault is not None:
                 self._fault(fault)
 
@@ -357,6 +358,7 @@ _HINTS = {
 _KINDS: dict[str, tuple[ModelKind, ...]] = {
     "controlnet": ("controlnet",),
     "t2i_adapter": ("t2i_adapter",),
+    "ip_adapter": ("ip_adapter",),
 }
 """Kinds that a part of a role asks for, whatever the stage."""
 

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from latentloom.flows.maps import map_fields
+from latentloom.flows.maps import map_fields, reference_fields
 from latentloom.schemas.base import digest
 from latentloom.schemas.conditions import Condition
 from latentloom.schemas.edits import (
@@ -17,6 +17,7 @@ from latentloom.schemas.edits import (
     EditStage,
     FramesEdit,
     InpaintEdit,
+    ReferencedEdit,
     T2IAdapterEdit,
 )
 from latentloom.schemas.facts import Facts
@@ -75,7 +76,13 @@ def stage_models(stage: Stage) -> dict[str, str]:
         return roles
     model = getattr(stage, "model", None)
     roles = {} if model is None else {"model": model}
+    if isinstance(stage, ReferencedEdit) and stage.ip_adapter is not None:
+        roles["ip_adapter"] = stage.ip_adapter.model
     return roles | {role: use.model for role, use in _conditions(stage)}
+
+
+REFERENCES = frozenset({"ip_adapter"})
+"""Roles of maps that are looked at and not aligned; they may have any shape."""
 
 
 def stage_maps(stage: Stage) -> dict[str, str]:
@@ -86,6 +93,8 @@ def stage_maps(stage: Stage) -> dict[str, str]:
             if source.controlnet is not None:
                 roles[f"sources.{index}.controlnet"] = source.controlnet.map
     roles |= {role: use.map for role, use in _conditions(stage)}
+    if isinstance(stage, ReferencedEdit) and stage.ip_adapter is not None:
+        roles["ip_adapter"] = stage.ip_adapter.image
     if isinstance(stage, InpaintEdit):
         roles["mask"] = stage.mask
     if isinstance(stage, FramesEdit):
@@ -147,7 +156,10 @@ def stage_fields(
         fields["noise"] = {"seed": seed, "stream": stream}
     if maps := stage_maps(stage):
         fields["maps"] = {
-            role: map_fields(name, recipe, facts, pixels) for role, name in maps.items()
+            role: reference_fields(name, facts)
+            if role in REFERENCES
+            else map_fields(name, recipe, facts, pixels)
+            for role, name in maps.items()
         }
     if windows is not None:
         fields["windows"] = windows.model_dump()
@@ -231,14 +243,15 @@ def _params(stage: Stage) -> dict[str, Any]:
         for field in ("model", "name", "prompt"):
             source.pop(field)
     for use in _uses(params):
-        use.pop("model")
-        use.pop("map")
+        for field in ("model", "map", "image"):
+            use.pop(field, None)
     return params
 
 
 def _uses(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the conditions among a stage's parameters."""
     uses = [*params.get("controlnet", ()), *params.get("t2i_adapter", ())]
+    uses.append(params.get("ip_adapter"))
     uses += [source["controlnet"] for source in params.get("sources", ())]
     return [use for use in uses if use is not None]
 

@@ -12,14 +12,16 @@ MAX_ASPECT_ERROR = 0.01
 """Part by which aspect ratios may differ: 1080 lines are coded as 1088, and small sizes are rounded."""
 
 
-def map_fault(name: str, recipe: Recipe, facts: Facts, pixels: tuple[int, int]) -> str | None:
+def map_fault(
+    name: str, recipe: Recipe, facts: Facts, pixels: tuple[int, int] | None
+) -> str | None:
     """Say why a side input cannot be aligned to the frames of a stage, or return nothing.
 
     Args:
         name: Name of the map.
         recipe: The recipe, for the size of the source.
         facts: Facts of source and maps.
-        pixels: Height and width of the stage's frames.
+        pixels: Height and width of the stage's frames; nothing for a reference of any shape.
     """
     found = facts.maps.get(name)
     if found is None:
@@ -31,7 +33,7 @@ def map_fault(name: str, recipe: Recipe, facts: Facts, pixels: tuple[int, int]) 
             f"map {name!r} has {found.num_frames} frames, the source {wanted};"
             " give one for each frame of the whole source, or a single image"
         )
-    if _fit(found, recipe, facts, pixels) is None:
+    if pixels is not None and _fit(found, recipe, facts, pixels) is None:
         info = facts.source.info
         return (
             f"map {name!r} is {found.width}x{found.height}; the source is"
@@ -50,6 +52,11 @@ def map_fields(name: str, recipe: Recipe, facts: Facts, pixels: tuple[int, int])
         "fit": _fit(found, recipe, facts, pixels),
         "av": facts.machine.av,
     }
+
+
+def reference_fields(name: str, facts: Facts) -> dict[str, Any]:
+    """Return what decides the pixels of a reference image; its model decides the size."""
+    return {"digest": facts.maps[name].digest, "av": facts.machine.av}
 
 
 def _fit(found: MapFacts, recipe: Recipe, facts: Facts, pixels: tuple[int, int]) -> Fit | None:

@@ -64,8 +64,8 @@ def model_facts(
     base = _base(name, spec, kind, folder, found)
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     own = folder_digest(folder, store)
-    if spec.variant is not None:
-        own = digest([own, spec.variant])
+    if spec.variant is not None or spec.weight_name is not None:
+        own = digest([own, spec.variant, spec.weight_name])
     fields: dict[str, Any] = {}
     if base is not None:
         inherited = ("downscale", "latent_channels", "latent_multiple", "vae_channels", "scheduler")
@@ -97,6 +97,8 @@ def _kind(name: str, folder: Path) -> ModelKind:
         return "controlnet"
     if own == "T2IAdapter":
         return "t2i_adapter"
+    if (folder / "image_encoder" / "config.json").is_file() and not (folder / "unet").is_dir():
+        return "ip_adapter"
     unet = _read(folder / "unet" / "config.json")
     if unet.get("_class_name") in ("UNetMotionModel", "UNet3DConditionModel"):
         return "video"

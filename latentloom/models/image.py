@@ -63,6 +63,8 @@ class ImageDenoiser:
 
     module: Any
     prediction: Prediction
+    reads_reference: bool = False
+    """Whether its attention reads tokens of a reference image, `(F, n, D)`, the last of its control."""
 
     windowed = False
     sample_length = 1
@@ -107,12 +109,16 @@ class ImageDenoiser:
     ) -> torch.Tensor:
         """Predict the noise in frames, with what conditions add to it."""
         dtype = self.module.dtype
+        arguments = residual_arguments(residuals, dtype)
+        if self.reads_reference:
+            control, tokens = control[:-1], control[-1]
+            arguments["added_cond_kwargs"] = {"image_embeds": [tokens.contiguous().to(dtype)]}
         output = self.module(
             self._with_extra(latents, control).contiguous().to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
             return_dict=False,
-            **residual_arguments(residuals, dtype),
+            **arguments,
         )[0]
         return self.prediction.epsilon(output, latents, timestep)
 

@@ -19,11 +19,14 @@ from latentloom.models.folders import resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
 from latentloom.models.pretrained import (
     class_name,
+    find_weights,
     load_component,
+    load_tensors,
     load_tokenizer,
     read_config,
 )
 from latentloom.models.protocols import VAE, Denoiser, TextEncoder
+from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
 from latentloom.models.upsample import Upsampler
@@ -190,6 +193,39 @@ def load_t2i_adapter(
     )
     check_adapter_fits(adapter, _real_base(base, root), base.vae)
     return adapter
+
+
+@functools.lru_cache(maxsize=8)
+def load_ip_adapter(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    scale: float,
+    subfolder: str | None = None,
+    weight_name: str | None = None,
+) -> IPAdapter:
+    """Load an IP-Adapter for an image model, in its dtype and on its device.
+
+    Args:
+        folder: Holds `image_encoder/` and a file of safetensors.
+        base: The image model; it stays as it is.
+        scale: Factor of what attention to the image adds.
+        subfolder: Where in the folder both lie.
+        weight_name: The file, where there are several.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base's UNet.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    encoder = load_component(
+        root / "image_encoder",
+        expected=("CLIPVisionModelWithProjection",),
+        dtype=base.dtype,
+        device=base.device,
+    )
+    path = find_weights(root, weight_name)
+    return attach(_real_base(base, root), encoder, load_tensors(path), scale, path)
 
 
 @functools.lru_cache(maxsize=8)

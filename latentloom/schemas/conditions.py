@@ -66,3 +66,14 @@ class T2IAdapterUse(Condition):
     """Factor of its features."""
     adapter_conditioning_factor: float = Field(default=1.0, gt=0, le=1)
     """Part of the steps after which it ends."""
+
+
+class IPAdapterUse(Schema):
+    """An IP-Adapter and the image whose content or style it carries over."""
+
+    model: str = "ip_adapter"
+    """Name of the IP-Adapter among the models."""
+    image: MapName
+    """Map that holds the image, of any shape; the middle square is seen."""
+    ip_adapter_scale: float = Field(default=1.0, ge=0, le=10)
+    """Factor of what attention to the image adds."""

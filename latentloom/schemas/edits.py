@@ -7,7 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from latentloom.schemas.conditions import Condition, ControlNetUse, MapName, T2IAdapterUse
+from latentloom.schemas.conditions import (
+    Condition,
+    ControlNetUse,
+    IPAdapterUse,
+    MapName,
+    T2IAdapterUse,
+)
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps
 
 
@@ -50,7 +56,14 @@ class EditStage(StageFields):
     """Keep the frames after their last reader."""
 
 
-class Img2ImgEdit(EditStage):
+class ReferencedEdit(EditStage):
+    """An editor that may be shown a reference image beside its text."""
+
+    ip_adapter: IPAdapterUse | None = None
+    """IP-Adapter with its image."""
+
+
+class Img2ImgEdit(ReferencedEdit):
     """Noise each frame to ``strength``, and denoise it with the prompt (SDEdit)."""
 
     kind: Literal["img2img"] = "img2img"
@@ -58,7 +71,7 @@ class Img2ImgEdit(EditStage):
     """How far the frame is noised; 1 forgets it."""
 
 
-class ControlNetEdit(EditStage):
+class ControlNetEdit(ReferencedEdit):
     """Make each frame anew under the conditions of one or several ControlNets."""
 
     kind: Literal["controlnet"]
@@ -78,7 +91,7 @@ class T2IAdapterEdit(EditStage):
     """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
 
 
-class InpaintEdit(EditStage):
+class InpaintEdit(ReferencedEdit):
     """Make the masked part of each frame anew, by an inpainting model or any image model."""
 
     kind: Literal["inpaint"]

@@ -10,7 +10,9 @@ from latentloom.schemas.base import Schema
 from latentloom.schemas.media import VideoInfo
 
 ModelDtype = Literal["float32", "float16", "bfloat16"]
-ModelKind = Literal["image", "video", "controlnet", "t2i_adapter", "upsampler", "inpaint"]
+ModelKind = Literal[
+    "image", "video", "controlnet", "t2i_adapter", "ip_adapter", "upsampler", "inpaint"
+]
 
 
 class SourceFacts(Schema):

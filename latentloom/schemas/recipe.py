@@ -78,6 +78,8 @@ class ModelSpec(Schema):
     """File variant, such as ``fp16``."""
     subfolder: str | None = None
     """Folder inside the repository or path."""
+    weight_name: str | None = Field(default=None, pattern=r"^[^/\\]+\.safetensors$")
+    """File of weights, where a folder holds several, as an IP-Adapter's may."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the weights while they run; ``numerics.dtype`` by default."""
     base: Name | None = None

@@ -120,6 +120,11 @@ class OpenChunk:
         """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
         return self._read_source(self.chunk.start, self.chunk.stop)
 
+    def reference_frames(self, role: str, size: int) -> NDArray[Any]:
+        """Read the middle square ``(F, size, size, 3)`` of the reference image of each frame."""
+        fields = self.variant.fields["maps"][role] | {"size": [size, size], "fit": "cover"}
+        return read_map(self.plan, fields, self.chunk.start, self.chunk.stop)
+
     def map_frames(self, role: str, *, high_bit_depth: bool = False) -> NDArray[Any]:
         """Read the side input ``(F, H, W, 3)`` that has a role in the stage, at the frames' size."""
         return read_map(

@@ -11,6 +11,7 @@ from latentloom.errors import ModelError
 from latentloom.models.load import ImageModel, VideoModel
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
+from latentloom.models.reference import ReferencedDenoiser
 from latentloom.ops.edges import edges
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import Predict
@@ -28,6 +29,7 @@ def predict_with(
     guidance_scale: float,
     denoiser: Denoiser | None = None,
     control: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    reference: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Predict:
     """Return ``(z, timestep) -> eps`` of a model under the texts in force.
 
@@ -38,16 +40,27 @@ def predict_with(
         guidance_scale: Classifier-free guidance; 1 is none.
         denoiser: Instead of the model's own, such as one with a ControlNet.
         control: Condition ``(F, channels, H, W)`` for it, or several of such.
+        reference: Tokens ``(F, n, D)`` of a reference image, and those that stand for none.
     """
+    steered = model.denoiser if denoiser is None else denoiser
+    text = embed(model, texts["prompt"])
     negative = None if guidance_scale == 1 else embed(model, texts["negative"])
+    if reference is not None:
+        steered = ReferencedDenoiser(steered, reference[0].shape[1])
+        text = _followed_by(text, reference[0])
+        negative = None if negative is None else _followed_by(negative, reference[1])
     return predictor(
-        model.denoiser if denoiser is None else denoiser,
-        embed(model, texts["prompt"]),
+        steered,
+        text,
         negative=negative,
         guidance=guidance_scale,
         control=control,
         micro_batch=chunk.micro_batch,
     )
+
+
+def _followed_by(text: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return torch.cat([text.expand(len(tokens), -1, -1), tokens.to(text.device)], dim=1)
 
 
 def draw_noise(chunk: OpenChunk, shape: tuple[int, ...], *, suffix: str = "") -> torch.Tensor:

@@ -16,11 +16,13 @@ from latentloom.models.load import (
     load_controlnet,
     load_image_model,
     load_inpaint_model,
+    load_ip_adapter,
     load_t2i_adapter,
     load_upsampler,
     load_vae,
     load_video_model,
 )
+from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
 from latentloom.schemas.facts import ModelFacts
 from latentloom.schemas.plan import Plan
@@ -93,6 +95,17 @@ class PlanModels:
             variant=spec.variant,
         )
 
+    def ip_adapter(self, name: str, base: ImageModel, scale: float) -> IPAdapter:
+        """Load an IP-Adapter for an image or inpainting model."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_ip_adapter(
+            facts.folder,
+            base=base,
+            scale=scale,
+            subfolder=spec.subfolder,
+            weight_name=spec.weight_name,
+        )
+
     def upsampler(self, name: str) -> tuple[Upsampler, ImageModel]:
         """Load an upsampler, and the image model whose text encoder it uses."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
@@ -130,6 +143,7 @@ def forget_changed_models(plan: Plan) -> None:
             load_controlnet,
             load_t2i_adapter,
             load_inpaint_model,
+            load_ip_adapter,
             load_upsampler,
             load_vae,
             embed,

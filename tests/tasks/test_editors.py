@@ -15,6 +15,7 @@ from latentloom.errors import ModelError
 from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 from latentloom.models.pretrained import library
+from latentloom.models.reference import MEAN, STD
 from latentloom.schemas.edits import ControlNetEdit, InpaintEdit, T2IAdapterEdit
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
@@ -111,6 +112,66 @@ def test_inpaint_is_diffusers(
     assert largest_difference(ours, theirs) <= MAX_DIFFERENCE
 
 
+def test_ip_adapter_is_diffusers(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    use = {"image": "look", "ip_adapter_scale": 0.6}
+    maps = {"look": {"uri": str(write_map(tmp_path / "look.mkv", 1, size=40))}}
+    stage = {"strength": 0.75, "ip_adapter": use}
+    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, maps=maps)
+    canvas = open_canvas(tmp_path, plan)
+    ours = img2img_latents(canvas)
+    plain = compile_edit(tmp_path, tiny_models, tiny_clip, {"strength": 0.75}, maps=maps)
+    unseen = img2img_latents(open_canvas(tmp_path, plain))
+    assert not torch.allclose(ours, unseen, atol=1e-2)
+
+    made = pipeline("StableDiffusionImg2ImgPipeline", tiny_models)
+    made.load_ip_adapter(
+        str(tiny_models / "ip_adapter"), subfolder="", weight_name="ip-adapter.safetensors"
+    )
+    made.set_ip_adapter_scale(0.6)
+    picture = torch.from_numpy(canvas.chunk.reference_frames("ip_adapter", 16)[:1])
+    pixels = (picture.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / (
+        torch.tensor(STD).view(1, 3, 1, 1)
+    )
+    arguments = settings(canvas) | {"image": encoded(canvas), "strength": 0.75}
+    theirs = made(ip_adapter_image=pixels, **arguments).images
+    assert largest_difference(ours, theirs) <= MAX_DIFFERENCE
+
+
+def test_text_map_mask_and_reference_image_act_together(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    conditions: dict[str, Any] = {
+        "controlnet": {"kind": "depth", "map": "depth"},
+        "ip_adapter": {"image": "depth"},
+    }
+    stage = {"kind": "inpaint", "mask": "mask", "model": "inpaint", "num_inference_steps": 2}
+
+    def run(**left_out: None) -> NDArray[Any]:
+        plan = compile_edit(
+            tmp_path,
+            tiny_models,
+            tiny_clip,
+            stage | conditions | left_out,
+            maps=side_inputs(tmp_path),
+        )
+        return edited(tmp_path, plan)
+
+    whole = run()
+    assert not np.array_equal(whole, run(controlnet=None))
+    assert not np.array_equal(whole, run(ip_adapter=None))
+
+
+def test_ip_adapter_of_another_unet_is_refused(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    tiny.save_ip_adapter(models / "ip_adapter", text_width=8)
+    maps = {"look": {"uri": str(write_map(tmp_path / "look.mkv", 1))}}
+    plan = compile_edit(tmp_path, models, tiny_clip, {"ip_adapter": {"image": "look"}}, maps=maps)
+    with pytest.raises(ModelError, match=r"ip-adapter\.safetensors does not fit its base"):
+        open_canvas(tmp_path, plan)
+
+
 TWO = [
     {"model": "control", "controlnet_conditioning_scale": 0.7, "control_guidance_end": 0.6},
     {"model": "colour_control", "kind": "depth", "map": "depth", "control_guidance_start": 0.3},
@@ -175,6 +236,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "controlnet": {"controlnet": TWO},
     "t2i_adapter": {"t2i_adapter": {}, "strength": 0.75},
     "inpaint": {"mask": "mask", "model": "inpaint", "controlnet": TWO[1]},
+    "img2img": {"ip_adapter": {"image": "depth"}},
     "outpaint": {"left": 3, "bottom": 5},
     "frames": {
         "map": "depth",

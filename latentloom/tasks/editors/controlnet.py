@@ -31,6 +31,7 @@ def controlnet_latents(canvas: Canvas) -> torch.Tensor:
         canvas.model,
         canvas.chunk.timed,
         guidance_scale=stage.guidance_scale,
+        reference=canvas.reference,
         denoiser=with_controls(canvas.model.denoiser, controls),
         control=conditions,
     )

@@ -26,5 +26,11 @@ def img2img_latents(canvas: Canvas) -> torch.Tensor:
     start = sampler.start_index(stage.strength)
     clean = canvas.encode(chunk.input_frames())
     noisy = sampler.add_noise(clean, canvas.noise(), sampler.num_steps - start)
-    predict = predict_with(chunk, canvas.model, chunk.timed, guidance_scale=stage.guidance_scale)
+    predict = predict_with(
+        chunk,
+        canvas.model,
+        chunk.timed,
+        guidance_scale=stage.guidance_scale,
+        reference=canvas.reference,
+    )
     return denoise(noisy, predict, sampler, start=start)

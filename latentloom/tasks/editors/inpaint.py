@@ -106,6 +106,7 @@ def repaint_latents(
         canvas.model,
         canvas.chunk.timed,
         guidance_scale=stage.guidance_scale,
+        reference=canvas.reference,
         denoiser=with_controls(canvas.model.denoiser, controls) if controls else None,
         control=[*conditions, *beside],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from latentloom.models.load import ImageModel
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.microbatch import in_micro_batches
-from latentloom.schemas.edits import EditStage
+from latentloom.schemas.conditions import IPAdapterUse
+from latentloom.schemas.edits import EditStage, ReferencedEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
 from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
@@ -26,14 +28,18 @@ class Canvas:
     model: ImageModel
     height: int
     width: int
+    reference: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Tokens of a reference image, and those that stand for none."""
 
     @classmethod
     def of(cls, chunk: OpenChunk, stage: EditStage) -> Canvas:
-        """Load the model of a stage and choose the padded size."""
-        model = chunk.models.painter(stage.model)
+        """Load the model of a stage, shown its reference image, and choose the padded size."""
+        model, reference = chunk.models.painter(stage.model), None
+        if isinstance(stage, ReferencedEdit) and stage.ip_adapter is not None:
+            model, reference = _shown(chunk, stage.ip_adapter, model)
         multiple = model.vae.downscale * chunk.plan.facts.models[stage.model].latent_multiple
         height, width = (-(-side // multiple) * multiple for side in chunk.stage.frame_shape[:2])
-        return cls(chunk, model, height, width)
+        return cls(chunk, model, height, width, reference)
 
     def padded(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pad pictures `(F, c, H, W)` by repeating their edge, on the model's device."""
@@ -58,6 +64,15 @@ class Canvas:
         height, width, _ = self.chunk.stage.frame_shape
         frames = in_micro_batches(self.model.vae.decode_latents, self.chunk.micro_batch, latents)
         return frames_to_array(frames[..., :height, :width], self.chunk.dtype)
+
+
+def _shown(
+    chunk: OpenChunk, use: IPAdapterUse, model: ImageModel
+) -> tuple[ImageModel, tuple[torch.Tensor, torch.Tensor]]:
+    adapter = chunk.models.ip_adapter(use.model, model, use.ip_adapter_scale)
+    pictures = frames_to_tensor(chunk.reference_frames("ip_adapter", adapter.image_size))
+    tokens = adapter.tokens((pictures + 1) / 2)
+    return dataclasses.replace(model, denoiser=adapter.denoiser), tokens
 
 
 def noised(canvas: Canvas, sampler: Sampler, strength: float) -> torch.Tensor:
