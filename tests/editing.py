@@ -20,6 +20,7 @@ from latentloom.tasks.loading import PlanModels
 from tests.runs import compile_small
 
 STEPS = 4
+NUM_FRAMES = 9
 PROMPTS = {"target": "a red circle", "negative": "blue"}
 
 
@@ -57,7 +58,7 @@ def open_canvas(folder: Path, plan: Plan) -> Canvas:
     return Canvas.of(chunk, chunk.params(type(plan.recipe.stages[-1])))  # type: ignore[arg-type]
 
 
-def write_map(path: Path, num_frames: int = 6, *, size: int = 16, seed: int = 0) -> Path:
+def write_map(path: Path, num_frames: int = NUM_FRAMES, *, size: int = 16, seed: int = 0) -> Path:
     """Write a map video of smooth colours, without loss."""
     grid = np.mgrid[:num_frames, :size, :size].transpose(1, 2, 3, 0)
     waves = np.sin(grid * [0.5, 0.4, 0.3] + seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.editing import NUM_FRAMES
 from tests.models import tiny
 from tests.runs import make_clip
 
@@ -30,5 +31,5 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 6 frames of 16 x 16 pixels."""
-    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", 6, size=16)
+    """A clip of frames of 16 x 16 pixels."""
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", NUM_FRAMES, size=16)

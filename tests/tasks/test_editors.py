@@ -26,7 +26,15 @@ from latentloom.tasks.editors.inpaint import masked_hole, repaint_latents
 from latentloom.tasks.editors.latents import Canvas
 from latentloom.tasks.editors.t2i_adapter import t2i_adapter_latents
 from latentloom.tasks.tensors import frames_to_tensor
-from tests.editing import compile_edit, open_canvas, pipeline, settings, write_map, write_mask
+from tests.editing import (
+    NUM_FRAMES,
+    compile_edit,
+    open_canvas,
+    pipeline,
+    settings,
+    write_map,
+    write_mask,
+)
 from tests.models import tiny
 from tests.runs import run_here
 
@@ -234,9 +242,9 @@ def side_inputs(folder: Path) -> dict[str, Any]:
 
 EDITS: dict[str, dict[str, Any]] = {
     "controlnet": {"controlnet": TWO},
-    "t2i_adapter": {"t2i_adapter": {}, "strength": 0.75},
+    "t2i_adapter": {"t2i_adapter": {}, "strength": 0.75, "num_inference_steps": 2},
     "inpaint": {"mask": "mask", "model": "inpaint", "controlnet": TWO[1]},
-    "img2img": {"ip_adapter": {"image": "depth"}},
+    "img2img": {"ip_adapter": {"image": "depth"}, "num_inference_steps": 2},
     "outpaint": {"left": 3, "bottom": 5},
     "frames": {
         "map": "depth",
@@ -250,7 +258,7 @@ EDITS: dict[str, dict[str, Any]] = {
 def test_any_chunking_gives_the_same_frames(
     tiny_models: Path, tiny_clip: Path, tmp_path: Path, kind: str
 ) -> None:
-    stage = {"kind": kind, "num_inference_steps": 2} | EDITS[kind]
+    stage = {"kind": kind, "num_inference_steps": 1} | EDITS[kind]
     results = [
         edited(
             tmp_path,
@@ -293,7 +301,7 @@ def test_outpaint_keeps_the_frame_inside_of_its_border(
     plan = compile_edit(tmp_path, tiny_models, tiny_clip, {"kind": "outpaint"} | EDITS["outpaint"])
     grown = edited(tmp_path, plan)
     source = open_canvas(tmp_path, plan).chunk.source_frames()
-    assert grown.shape == (6, 21, 19, 3)
+    assert grown.shape == (NUM_FRAMES, 21, 19, 3)
     assert np.array_equal(grown[:, :16, 3:], source)
     border = grown[:, 16:, 3:]
     assert not np.array_equal(border, np.repeat(source[:, -1:], 5, axis=1))
@@ -303,7 +311,9 @@ def test_frames_are_those_of_the_map(tiny_models: Path, tiny_clip: Path, tmp_pat
     stage = {"kind": "frames"} | EDITS["frames"]
     plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, maps=side_inputs(tmp_path))
     path = tmp_path / "depth.mkv"
-    assert np.array_equal(edited(tmp_path, plan), FrameReader(path, probe(path)).read(0, 6))
+    assert np.array_equal(
+        edited(tmp_path, plan), FrameReader(path, probe(path)).read(0, NUM_FRAMES)
+    )
 
 
 def test_map_is_read_at_absolute_frames(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
@@ -313,7 +323,9 @@ def test_map_is_read_at_absolute_frames(tiny_models: Path, tiny_clip: Path, tmp_
     plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage, **changes)
     path = tmp_path / "depth.mkv"
     assert plan.start == 2
-    assert np.array_equal(edited(tmp_path, plan), FrameReader(path, probe(path)).read(2, 6))
+    assert np.array_equal(
+        edited(tmp_path, plan), FrameReader(path, probe(path)).read(2, NUM_FRAMES)
+    )
 
 
 def test_controlnet_of_another_unet_is_refused(
