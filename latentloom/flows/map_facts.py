@@ -41,11 +41,17 @@ def map_facts(name: str, spec: MapInput, store: Store) -> MapFacts:
 
 
 def map_digest(facts: MapFacts, store: Store) -> str:
-    """Return the digest that a side input has now."""
-    path = Path(facts.path)
-    if not path.exists():
-        raise MediaError(f"{facts.uri} has gone; put it back, or name another map")
-    return _folder_digest(path, store) if path.is_dir() else file_digest(path, store)
+    """Return the digest that a side input has now.
+
+    Raises:
+        MediaError: If it has gone.
+    """
+    if facts.info is not None:
+        return file_digest(localize(facts.uri, sources_folder(), field="maps"), store)
+    folder = Path(facts.path)
+    if not folder.is_dir():
+        raise MediaError(f"there is no folder {folder} any more; put it back, or name another map")
+    return _folder_digest(folder, store)
 
 
 def _folder_facts(uri: str, folder: Path, store: Store) -> MapFacts:

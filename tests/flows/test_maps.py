@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def test_digest_follows_the_content_of_a_folder(tmp_path: Path, store: Store) ->
     assert map_digest(facts, store) == facts.digest
     save(tmp_path / "many" / "a.png", value=200)
     assert map_digest(facts, store) != facts.digest
+    shutil.rmtree(tmp_path / "many")
+    with pytest.raises(MediaError, match="no folder .*many"):
+        map_digest(facts, store)
 
 
 def test_maps_are_confined_like_the_source(tmp_path: Path) -> None:
