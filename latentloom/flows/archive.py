@@ -18,7 +18,7 @@ from typing import Any, get_args
 from latentloom.errors import RecipeError, UsageError
 from latentloom.flows.keys import OP_VERSIONS
 from latentloom.flows.output import fill_in
-from latentloom.flows.resolve import resolve_machine, resolve_models
+from latentloom.flows.resolve import resolve_machine, resolve_maps, resolve_models
 from latentloom.schemas.base import digest
 from latentloom.schemas.batch import Batch, VideoRecord, VideoState
 from latentloom.schemas.load import build_recipe, confined, load_batch
@@ -286,11 +286,12 @@ class _Digests:
         self._known: dict[tuple[str, ...], str] = {}
 
     def of(self, source: str, output: str, overrides: tuple[str, ...]) -> str:
-        """Return the digest of a video's recipe, its models and what it runs on; paths do not count."""
+        """Return the digest of a video's recipe, models, maps and what it runs on; paths do not count."""
         if overrides not in self._known:
             recipe = self.template.recipe(source, output, overrides)
             data = recipe.model_dump(mode="json", exclude={"source": {"uri"}, "output": {"uri"}})
             models = resolve_models(recipe, self.store)
+            maps = resolve_maps(recipe, self.store)
             machine = resolve_machine(recipe, self.store)
             self._known[overrides] = digest(
                 {
@@ -298,6 +299,7 @@ class _Digests:
                     "suffix": PurePosixPath(output).suffix,
                     "ops": OP_VERSIONS,
                     "models": {name: facts.digest for name, facts in models.items()},
+                    "maps": {name: facts.digest for name, facts in maps.items()},
                     "machine": [machine.device, machine.torch, machine.av],
                 }
             )

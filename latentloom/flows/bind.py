@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentloom.errors import RecipeError
-from latentloom.flows.keys import stage_models
-from latentloom.schemas.edits import EditStage
+from latentloom.flows.keys import REFERENCES, stage_maps, stage_models
+from latentloom.flows.maps import map_fault
+from latentloom.schemas.edits import EditStage, FramesEdit, InpaintEdit, OutpaintEdit
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.recipe import Recipe
@@ -124,7 +125,9 @@ class _Binder:
             if redo:
                 self._same_but_for_values(one, stage, read, (level, windows))
         self._schedule_fits(stage)
-        wants_source = any(source.controlnet for source in getattr(stage, "sources", ()))
+        for recipe, one in variants.values():
+            self._maps_fit(one, recipe, pixels)
+        wants_source = _reads_source(stage)
         if wants_source and pixels != self.frame_size:
             self._fault("a ControlNet's condition has the source's size; fuse before upsampling")
         self.bound[stage.name] = BoundStage(
@@ -182,6 +185,13 @@ class _Binder:
                 " set schedule: constant, or name a source with toward"
             )
 
+    def _maps_fit(self, stage: Stage, recipe: Recipe, pixels: tuple[int, int]) -> None:
+        for role, name in stage_maps(stage).items():
+            shape = None if role in REFERENCES else pixels
+            fault = map_fault(name, recipe, self.facts, shape)
+            if fault is not None:
+                self._fault(fault)
+
     def _same_but_for_values(
         self,
         changed: Stage,
@@ -196,8 +206,11 @@ class _Binder:
         level, windows = self._level(changed, read), self._windows(changed, read)
         if len(self.faults) > before:
             return
-        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every")
+        borders = ("left", "right", "top", "bottom")
+        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every", *borders)
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
+        if _reads_source(changed) != _reads_source(stage):
+            differs.append("whether a condition has a map")
         if (level, windows) != plain or differs:
             what = ", ".join(differs) or "windows"
             self._fault(f"{what} cannot differ within a video; change it for the whole recipe")
@@ -324,7 +337,10 @@ class _Binder:
         if isinstance(stage, UpsampleStage):
             channels, height, width = read[0].frame_shape
             return (channels, 2 * height, 2 * width), (2 * pixels[0], 2 * pixels[1])
-        if isinstance(stage, DecodeStage | EditStage):
+        if isinstance(stage, OutpaintEdit):
+            height, width = pixels
+            pixels = (height + stage.top + stage.bottom, width + stage.left + stage.right)
+        if isinstance(stage, DecodeStage | EditStage | FramesEdit):
             return (*pixels, 3), pixels
         return read[0].frame_shape, pixels
 
@@ -339,11 +355,28 @@ _HINTS = {
 }
 
 
+_KINDS: dict[str, tuple[ModelKind, ...]] = {
+    "controlnet": ("controlnet",),
+    "t2i_adapter": ("t2i_adapter",),
+    "ip_adapter": ("ip_adapter",),
+}
+"""Kinds that a part of a role asks for, whatever the stage."""
+
+
+def _reads_source(stage: Stage) -> bool:
+    """Tell whether a condition is made from the source's frames, whatever the stage's inputs are."""
+    sources = stage.sources if isinstance(stage, FuseStage) else ()
+    return any(s.controlnet is not None and s.controlnet.map is None for s in sources)
+
+
 def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
-    if role.endswith("controlnet"):
-        return ("controlnet",)
+    for part in role.split("."):
+        if part in _KINDS:
+            return _KINDS[part]
     if isinstance(stage, FuseStage | InvertStage):
         return ("image", "video")
+    if isinstance(stage, InpaintEdit | OutpaintEdit):
+        return ("image", "inpaint")
     if isinstance(stage, SmoothStage):
         return ("video",)
     return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)

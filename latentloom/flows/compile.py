@@ -358,6 +358,7 @@ def _variant(draft: _Draft, bound: BoundStage, redo: tuple[int, ...]) -> StageVa
         seed=recipe.seed,
         windows=bound.windows,
         frame_shape=bound.frame_shape,
+        pixels=bound.pixels,
     )
     return StageVariant(
         key=digest(fields),

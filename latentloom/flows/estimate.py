@@ -120,6 +120,8 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
             MEDIA_FRAMES * 6 * prod(_size_of(stage))
             + recipe.chunks.frames * 3 * prod(_size_of(stage)) * 2
         )
+    if not models:
+        return held + 2 * frames * prod(stage.frame_shape)
     if stage.op in ("encode", "decode", "edit"):
         pixels = _pixels(stage, models[0].downscale)
         channels = 12 if models[0].standin else 4 * models[0].vae_channels

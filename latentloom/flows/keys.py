@@ -6,11 +6,20 @@ Never in a key: paths, names of runs and stages, the number of workers, the leng
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from latentloom.flows.maps import map_fields, reference_fields
 from latentloom.schemas.base import digest
-from latentloom.schemas.edits import EditStage
+from latentloom.schemas.conditions import Condition
+from latentloom.schemas.edits import (
+    ControlNetEdit,
+    EditStage,
+    FramesEdit,
+    InpaintEdit,
+    ReferencedEdit,
+    T2IAdapterEdit,
+)
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.media import VideoInfo
@@ -49,6 +58,8 @@ _NOT_IN_KEYS = {
     "prompt",
     "model",
     "noise_stream",
+    "mask",
+    "map",
     "checkpoint_every",  # changes no byte
     "ratio",  # time-ranged
 }
@@ -64,7 +75,39 @@ def stage_models(stage: Stage) -> dict[str, str]:
                 roles[f"sources.{index}.controlnet"] = source.controlnet.model
         return roles
     model = getattr(stage, "model", None)
-    return {} if model is None else {"model": model}
+    roles = {} if model is None else {"model": model}
+    if isinstance(stage, ReferencedEdit) and stage.ip_adapter is not None:
+        roles["ip_adapter"] = stage.ip_adapter.model
+    return roles | {role: use.model for role, use in _conditions(stage)}
+
+
+REFERENCES = frozenset({"ip_adapter"})
+"""Roles of maps that are looked at and not aligned; they may have any shape."""
+
+
+def stage_maps(stage: Stage) -> dict[str, str]:
+    """Return the side inputs of a stage by role."""
+    roles: dict[str, str | None] = {}
+    if isinstance(stage, FuseStage):
+        for index, source in enumerate(stage.sources):
+            if source.controlnet is not None:
+                roles[f"sources.{index}.controlnet"] = source.controlnet.map
+    roles |= {role: use.map for role, use in _conditions(stage)}
+    if isinstance(stage, ReferencedEdit) and stage.ip_adapter is not None:
+        roles["ip_adapter"] = stage.ip_adapter.image
+    if isinstance(stage, InpaintEdit):
+        roles["mask"] = stage.mask
+    if isinstance(stage, FramesEdit):
+        roles["frames"] = stage.map
+    return {role: name for role, name in roles.items() if name is not None}
+
+
+def _conditions(stage: Stage) -> Iterator[tuple[str, Condition]]:
+    """Yield the conditions of an editor by role."""
+    if isinstance(stage, ControlNetEdit | InpaintEdit):
+        yield from ((f"controlnet.{i}", use) for i, use in enumerate(stage.controlnet))
+    if isinstance(stage, T2IAdapterEdit):
+        yield from ((f"t2i_adapter.{i}", use) for i, use in enumerate(stage.t2i_adapter))
 
 
 def draws_noise(stage: Stage) -> bool:
@@ -84,6 +127,7 @@ def stage_fields(
     seed: int,
     windows: WindowRule | None,
     frame_shape: Sequence[int],
+    pixels: tuple[int, int],
 ) -> dict[str, Any]:
     """Return the readable form of a stage key.
 
@@ -94,6 +138,7 @@ def stage_fields(
         seed: Seed in force.
         windows: Resolved window rule, or nothing for a frame-local stage.
         frame_shape: Shape of one frame of the result.
+        pixels: Height and width of the frames that it stands for.
     """
     fields: dict[str, Any] = {
         "op": stage.op,
@@ -109,6 +154,13 @@ def stage_fields(
     if draws_noise(stage):
         stream = getattr(stage, "noise_stream", None) or stage.name
         fields["noise"] = {"seed": seed, "stream": stream}
+    if maps := stage_maps(stage):
+        fields["maps"] = {
+            role: reference_fields(name, facts)
+            if role in REFERENCES
+            else map_fields(name, recipe, facts, pixels)
+            for role, name in maps.items()
+        }
     if windows is not None:
         fields["windows"] = windows.model_dump()
     return fields
@@ -190,9 +242,18 @@ def _params(stage: Stage) -> dict[str, Any]:
     for source in params.get("sources", ()):
         for field in ("model", "name", "prompt"):
             source.pop(field)
-        if source["controlnet"] is not None:
-            source["controlnet"].pop("model")
+    for use in _uses(params):
+        for field in ("model", "map", "image"):
+            use.pop(field, None)
     return params
+
+
+def _uses(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the conditions among a stage's parameters."""
+    uses = [*params.get("controlnet", ()), *params.get("t2i_adapter", ())]
+    uses.append(params.get("ip_adapter"))
+    uses += [source["controlnet"] for source in params.get("sources", ())]
+    return [use for use in uses if use is not None]
 
 
 def _prompt_text(name: str | None, prompts: TimedPrompts, *, instruct: bool) -> str:

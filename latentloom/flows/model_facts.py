@@ -64,8 +64,8 @@ def model_facts(
     base = _base(name, spec, kind, folder, found)
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     own = folder_digest(folder, store)
-    if spec.variant is not None:
-        own = digest([own, spec.variant])
+    if spec.variant is not None or spec.weight_name is not None:
+        own = digest([own, spec.variant, spec.weight_name])
     fields: dict[str, Any] = {}
     if base is not None:
         inherited = ("downscale", "latent_channels", "latent_multiple", "vae_channels", "scheduler")
@@ -95,12 +95,19 @@ def _kind(name: str, folder: Path) -> ModelKind:
         return "video"
     if own == "ControlNetModel":
         return "controlnet"
+    if own == "T2IAdapter":
+        return "t2i_adapter"
+    if (folder / "image_encoder" / "config.json").is_file() and not (folder / "unet").is_dir():
+        return "ip_adapter"
     unet = _read(folder / "unet" / "config.json")
     if unet.get("_class_name") in ("UNetMotionModel", "UNet3DConditionModel"):
         return "video"
     if unet.get("_class_name") == "StandInDenoiser":
         return "video" if unet.get("windowed") else "image"
     if unet.get("_class_name") == "UNet2DConditionModel":
+        # Latents, a mask, and the latents of what it leaves over.
+        if unet.get("in_channels") == 2 * unet.get("out_channels", 0) + 1:
+            return "inpaint"
         return (
             "upsampler" if unet.get("in_channels") == 2 * unet.get("out_channels", 0) else "image"
         )
@@ -124,7 +131,11 @@ def _dtype(name: str, spec: ModelSpec, recipe: Recipe, of_base: ModelDtype | Non
 def _base(
     name: str, spec: ModelSpec, kind: ModelKind, folder: Path, found: Mapping[str, ModelFacts]
 ) -> str | None:
-    stands_alone = kind == "image" or (kind == "video" and (folder / "unet").is_dir())
+    stands_alone = (
+        kind == "image"
+        or (kind == "video" and (folder / "unet").is_dir())
+        or (kind == "inpaint" and (folder / "vae").is_dir())
+    )
     base = spec.base or "image"
     if base in found and found[base].kind == "image" and kind != "image":
         return base

@@ -19,12 +19,13 @@ import psutil
 from latentloom.errors import MediaError, ModelError
 from latentloom.flows.calibration import read_measured
 from latentloom.flows.digests import file_digest
+from latentloom.flows.map_facts import map_digest, map_facts
 from latentloom.flows.model_facts import model_facts
 from latentloom.media.join import check_container
 from latentloom.media.probe import probe
 from latentloom.media.scenes import find_cuts
 from latentloom.schemas.base import digest
-from latentloom.schemas.facts import Facts, MachineFacts, ModelFacts, SourceFacts
+from latentloom.schemas.facts import Facts, MachineFacts, MapFacts, ModelFacts, SourceFacts
 from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.recipe import Recipe
@@ -38,7 +39,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
     """Look up everything that the plan of a recipe depends on.
 
     Raises:
-        MediaError: If the source is missing or damaged.
+        MediaError: If the source or a map is missing or damaged.
         ModelError: If a model is missing or of no known kind.
     """
     source = resolve_source(recipe, store)
@@ -46,6 +47,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
         source=source,
         container_problems=_container_problems(recipe, source.info),
         models=resolve_models(recipe, store),
+        maps=resolve_maps(recipe, store),
         machine=resolve_machine(recipe, store),
         measured_bytes=read_measured(store),
     )
@@ -55,13 +57,16 @@ def check_facts(plan: Plan, store: Store) -> None:
     """Check that what a plan was made from is still so, before anything is computed under its keys.
 
     Raises:
-        MediaError: If the source has changed.
+        MediaError: If the source or a map has changed.
         ModelError: If a model has changed, or torch, PyAV or the device is another one.
     """
     facts, again = plan.facts, "; run the recipe again, which makes a new plan"
     path = localize(facts.source.uri, sources_folder())
     if file_digest(path, store) != facts.source.digest:
         raise MediaError(f"{facts.source.uri} has changed since the plan was made{again}")
+    for name, side in facts.maps.items():
+        if map_digest(side, store) != side.digest:
+            raise MediaError(f"map {name!r} has changed since the plan was made{again}")
     for name, model in resolve_models(plan.recipe, store).items():
         if model.digest != facts.models[name].digest:
             raise ModelError(f"model {name!r} has changed since the plan was made{again}")
@@ -124,6 +129,11 @@ def _container_problems(recipe: Recipe, info: VideoInfo) -> tuple[str, ...]:
     if output is None:
         return ()
     return tuple(check_container(info, Path(output.uri).suffix, output.audio, output.codec))
+
+
+def resolve_maps(recipe: Recipe, store: Store) -> dict[str, MapFacts]:
+    """Look the side inputs of a recipe up."""
+    return {name: map_facts(name, spec, store) for name, spec in recipe.maps.items()}
 
 
 def resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,12 +63,29 @@ class ControlNet:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ControlledDenoiser:
-    """A denoiser steered by a ControlNet; its `control` is the ControlNet's condition."""
+class Control:
+    """A ControlNet in use."""
 
-    denoiser: Steerable
     control_net: ControlNet
     scale: float = 1.0
+    """Factor of its residuals."""
+    timesteps: frozenset[int] | None = None
+    """Timesteps at which it acts; all by default."""
+
+    def acts_at(self, timestep: int) -> bool:
+        """Tell whether it adds anything at a timestep."""
+        return self.timesteps is None or timestep in self.timesteps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ControlledDenoiser:
+    """A denoiser steered by ControlNets.
+
+    Its `control` are their conditions, one each, in order, and then what the denoiser takes itself.
+    """
+
+    denoiser: Steerable
+    controls: tuple[Control, ...]
 
     @property
     def windowed(self) -> bool:
@@ -94,23 +112,36 @@ class ControlledDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise under the condition `control`; see `Denoiser.predict`.
+        """Predict the noise under the conditions `control`; see `Denoiser.predict`.
 
         Raises:
-            ModelError: If there is no condition, or it does not fit.
+            ModelError: If conditions are missing, or one does not fit.
         """
-        if control is None:
-            raise ModelError("a model with a ControlNet was given no control")
-        residuals = self.control_net.residuals(latents, timestep, text, control, self.scale)
-        return self.denoiser.predict_steered(latents, timestep, text, residuals)
+        if len(control) < len(self.controls):
+            raise ModelError(
+                f"{len(self.controls)} ControlNet(s) were given {len(control)} conditions;"
+                " each needs one"
+            )
+        residuals = [
+            use.control_net.residuals(latents, timestep, text, condition, use.scale)
+            for use, condition in zip(self.controls, control, strict=False)
+            if use.acts_at(timestep)
+        ]
+        own = control[len(self.controls) :]
+        return self.denoiser.predict_steered(latents, timestep, text, _added_up(residuals), *own)
 
 
 def with_control(
     denoiser: Denoiser, control_net: ControlNet, *, scale: float = 1.0
 ) -> ControlledDenoiser:
-    """Attach a ControlNet to a denoiser.
+    """Attach one ControlNet, at all timesteps; see `with_controls`."""
+    return with_controls(denoiser, [Control(control_net, scale)])
+
+
+def with_controls(denoiser: Denoiser, controls: Sequence[Control]) -> ControlledDenoiser:
+    """Attach ControlNets to a denoiser; their residuals are added up.
 
     Raises:
         ModelError: If the denoiser takes no residuals.
@@ -118,7 +149,15 @@ def with_control(
     if not hasattr(denoiser, "predict_steered"):
         raise ModelError(f"{type(denoiser).__name__} cannot be steered by a ControlNet")
     steerable: Any = denoiser
-    return ControlledDenoiser(steerable, control_net, scale)
+    return ControlledDenoiser(steerable, tuple(controls))
+
+
+def _added_up(residuals: Sequence[Residuals]) -> Residuals | None:
+    if not residuals:
+        return None
+    down = [sum(parts[1:], parts[0]) for parts in zip(*(r.down for r in residuals), strict=True)]
+    middle = [r.middle for r in residuals if r.middle is not None]
+    return Residuals(down, sum(middle[1:], middle[0]))
 
 
 def check_fits(control_net: ControlNet, base: ImageDenoiser) -> None:

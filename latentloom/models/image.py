@@ -15,10 +15,14 @@ from latentloom.ops.sampling import PredictionType, to_epsilon
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What a ControlNet adds to a UNet: `(F, c, h, w)` for each skip connection and the middle."""
+    """What ControlNets and T2I-Adapters add to a UNet, each part `(F, c, h, w)`."""
 
-    down: Sequence[torch.Tensor]
-    middle: torch.Tensor
+    down: Sequence[torch.Tensor] = ()
+    """For each skip connection, by ControlNets."""
+    middle: torch.Tensor | None = None
+    """For the middle block, by ControlNets."""
+    intrablock: Sequence[torch.Tensor] = ()
+    """For each level of the encoder, by T2I-Adapters."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +52,9 @@ class Steerable(Denoiser, Protocol):
         timestep: int,
         text: torch.Tensor,
         residuals: Residuals | None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise; see `Denoiser.predict`."""
+        """Predict the noise; `control` is what the denoiser takes itself, see `Denoiser.predict`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +63,8 @@ class ImageDenoiser:
 
     module: Any
     prediction: Prediction
+    reads_reference: bool = False
+    """Whether its attention reads tokens of a reference image, `(F, n, D)`, the last of its control."""
 
     windowed = False
     sample_length = 1
@@ -65,7 +72,12 @@ class ImageDenoiser:
     @property
     def channels(self) -> int:
         """Latent channels."""
-        return int(self.module.config.in_channels)
+        return int(self.module.config.out_channels)
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels that are read beside the latents: 5 by inpainting models, else mostly 0."""
+        return int(self.module.config.in_channels) - self.channels
 
     @property
     def device(self) -> torch.device:
@@ -77,11 +89,14 @@ class ImageDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise in frames; see `Denoiser.predict`."""
-        refuse_control(control)
-        return self.predict_steered(latents, timestep, text, None)
+        """Predict the noise in frames; see `Denoiser.predict`.
+
+        Raises:
+            ModelError: If `control` is not what it reads beside the latents.
+        """
+        return self.predict_steered(latents, timestep, text, None, *control)
 
     @torch.inference_mode()
     def predict_steered(
@@ -90,17 +105,32 @@ class ImageDenoiser:
         timestep: int,
         text: torch.Tensor,
         residuals: Residuals | None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict the noise in frames, with a ControlNet's residuals."""
+        """Predict the noise in frames, with what conditions add to it."""
         dtype = self.module.dtype
+        arguments = residual_arguments(residuals, dtype)
+        if self.reads_reference:
+            control, tokens = control[:-1], control[-1]
+            arguments["added_cond_kwargs"] = {"image_embeds": [tokens.contiguous().to(dtype)]}
         output = self.module(
-            latents.contiguous().to(dtype),
+            self._with_extra(latents, control).contiguous().to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
             return_dict=False,
-            **residual_arguments(residuals, dtype),
+            **arguments,
         )[0]
         return self.prediction.epsilon(output, latents, timestep)
+
+    def _with_extra(self, latents: torch.Tensor, control: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not self.extra_channels:
+            refuse_control(control)
+            return latents
+        wanted = (len(latents), self.extra_channels, *latents.shape[2:])
+        if [tuple(part.shape) for part in control] != [wanted]:
+            given = ", ".join(str(tuple(part.shape)) for part in control) or "nothing"
+            raise ModelError(f"the model reads {wanted} beside its latents, but was given {given}")
+        return torch.cat([latents, control[0].to(latents.device)], dim=1)
 
 
 def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -108,21 +138,25 @@ def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
     return text.expand(num_frames, -1, -1).contiguous()
 
 
-def refuse_control(control: torch.Tensor | None) -> None:
+def refuse_control(control: Sequence[torch.Tensor]) -> None:
     """Refuse a condition where no ControlNet would read it.
 
     Raises:
         ModelError: If there is one.
     """
-    if control is not None:
+    if control:
         raise ModelError("a control was given to a model without a ControlNet")
 
 
 def residual_arguments(residuals: Residuals | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a UNet's keyword arguments for a ControlNet's residuals."""
-    if residuals is None:
-        return {}
-    return {
-        "down_block_additional_residuals": tuple(part.to(dtype) for part in residuals.down),
-        "mid_block_additional_residual": residuals.middle.to(dtype),
-    }
+    """Return a UNet's keyword arguments for residuals."""
+    arguments: dict[str, Any] = {}
+    if residuals is not None and residuals.middle is not None:
+        arguments["down_block_additional_residuals"] = tuple(p.to(dtype) for p in residuals.down)
+        arguments["mid_block_additional_residual"] = residuals.middle.to(dtype)
+    if residuals is not None and residuals.intrablock:
+        # A list of our own: the UNet empties it.
+        arguments["down_intrablock_additional_residuals"] = [
+            part.to(dtype) for part in residuals.intrablock
+        ]
+    return arguments

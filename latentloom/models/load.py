@@ -13,16 +13,20 @@ from typing import Any
 
 from latentloom.errors import ModelError
 from latentloom.models import standin
+from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.folders import resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
 from latentloom.models.pretrained import (
     class_name,
+    find_weights,
     load_component,
+    load_tensors,
     load_tokenizer,
     read_config,
 )
 from latentloom.models.protocols import VAE, Denoiser, TextEncoder
+from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
 from latentloom.models.upsample import Upsampler
@@ -164,6 +168,103 @@ def load_controlnet(
 
 
 @functools.lru_cache(maxsize=8)
+def load_t2i_adapter(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> T2IAdapter:
+    """Load a T2I-Adapter for an image model, in its dtype and on its device.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base's UNet.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    adapter = T2IAdapter(
+        load_component(
+            root,
+            expected=("T2IAdapter",),
+            variant=variant,
+            dtype=base.dtype,
+            device=base.device,
+        )
+    )
+    check_adapter_fits(adapter, _real_base(base, root), base.vae)
+    return adapter
+
+
+@functools.lru_cache(maxsize=8)
+def load_ip_adapter(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    scale: float,
+    subfolder: str | None = None,
+    weight_name: str | None = None,
+) -> IPAdapter:
+    """Load an IP-Adapter for an image model, in its dtype and on its device.
+
+    Args:
+        folder: Holds `image_encoder/` and a file of safetensors.
+        base: The image model; it stays as it is.
+        scale: Factor of what attention to the image adds.
+        subfolder: Where in the folder both lie.
+        weight_name: The file, where there are several.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base's UNet.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    encoder = load_component(
+        root / "image_encoder",
+        expected=("CLIPVisionModelWithProjection",),
+        dtype=base.dtype,
+        device=base.device,
+    )
+    path = find_weights(root, weight_name)
+    return attach(_real_base(base, root), encoder, load_tensors(path), scale, path)
+
+
+@functools.lru_cache(maxsize=8)
+def load_inpaint_model(
+    folder: str | Path,
+    *,
+    base: ImageModel | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> ImageModel:
+    """Load an inpainting model: a pipeline of its own, or a UNet on a base.
+
+    Args:
+        folder: Holds `unet/`; text encoder, VAE and scheduler are the base's where it has none.
+        base: The image model.
+        subfolder: Where in the folder the model lies.
+        variant: As in diffusers.
+        dtype: What it computes in.
+        device: Where it goes.
+
+    Raises:
+        ModelError: If something is missing or damaged, or the parts do not fit.
+        PolicyError: If a class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    options = {"variant": variant, "dtype": dtype, "device": device}
+    own = (root / "scheduler").is_dir()
+    schedule = Schedule.from_folder(root / "scheduler") if own else _required(base, root).schedule
+    denoiser = _load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
+    vae = _shared_vae(root, base, options)
+    _check_channels(root, denoiser, vae, extra=1 + vae.channels)
+    own_text = (root / "text_encoder").is_dir()
+    text = _load_text(root, options) if own_text else _required(base, root).text
+    return ImageModel(vae, text, denoiser, schedule, dtype, device)
+
+
+@functools.lru_cache(maxsize=8)
 def load_upsampler(
     folder: str | Path,
     *,
@@ -270,11 +371,13 @@ def _prediction(schedule: Schedule) -> Prediction:
     return Prediction(schedule.prediction_type, schedule.alphas_cumprod())
 
 
-def _check_channels(root: Path, denoiser: Denoiser, vae: VAE) -> None:
-    if denoiser.channels != vae.channels:
+def _check_channels(root: Path, denoiser: Denoiser, vae: VAE, *, extra: int = 0) -> None:
+    found = getattr(denoiser, "extra_channels", 0)
+    if (denoiser.channels, found) != (vae.channels, extra):
         raise ModelError(
-            f"the denoiser of {root} takes {denoiser.channels} channels, but its VAE makes "
-            f"{vae.channels}; inpainting and other conditioned models cannot be used here"
+            f"the denoiser of {root} takes {denoiser.channels + found} channels, but its VAE makes "
+            f"{vae.channels} and {extra} more are given to it here; inpainting and other conditioned"
+            " models belong to editors of their own kind"
         )
 
 

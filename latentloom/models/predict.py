@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from latentloom.errors import ModelError
@@ -16,7 +18,7 @@ def predictor(
     *,
     negative: torch.Tensor | None = None,
     guidance: float = 1.0,
-    control: torch.Tensor | None = None,
+    control: torch.Tensor | Sequence[torch.Tensor] | None = None,
     micro_batch: int = 8,
 ) -> Predict:
     """Return `(z, timestep) -> eps` of one chunk or window.
@@ -27,7 +29,7 @@ def predictor(
         text: `(1, L, D)`, or `(F, L, D)` with a text for each frame.
         negative: What guidance steers away from, like `text`; needed where guidance is not 1.
         guidance: Scale s of classifier-free guidance; 1 takes no unconditional pass.
-        control: `(F, channels, H, W)`, for a controlled denoiser.
+        control: `(F, channels, H, W)`, or several of such, for a controlled denoiser.
         micro_batch: Frames in a call, from the numerics profile.
 
     Raises:
@@ -38,16 +40,17 @@ def predictor(
             f"guidance {guidance:g} needs a negative prompt's embedding; it may be empty"
         )
 
+    conditions = _as_tuple(control)
+
     def run(z: torch.Tensor, timestep: int, words: torch.Tensor) -> torch.Tensor:
         if denoiser.windowed:
-            return denoiser.predict(z, timestep, words, control)
-        extra = [] if control is None else [control]
+            return denoiser.predict(z, timestep, words, *conditions)
         return in_micro_batches(
-            lambda part, text, *control: denoiser.predict(part, timestep, text, *control),
+            lambda part, text, *parts: denoiser.predict(part, timestep, text, *parts),
             micro_batch,
             z,
             words.expand(len(z), -1, -1),
-            *extra,
+            *conditions,
         )
 
     def predict(z: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -57,3 +60,11 @@ def predictor(
         return guide(cond, run(z, timestep, negative), guidance)
 
     return predict
+
+
+def _as_tuple(
+    control: torch.Tensor | Sequence[torch.Tensor] | None,
+) -> tuple[torch.Tensor, ...]:
+    if control is None:
+        return ()
+    return (control,) if isinstance(control, torch.Tensor) else tuple(control)

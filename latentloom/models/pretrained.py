@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+import safetensors.torch
 import torch
 
 from latentloom.errors import ModelError, PolicyError
@@ -24,8 +25,10 @@ ALLOWED_CLASSES: Final = {
     "UNet3DConditionModel": "diffusers",
     "MotionAdapter": "diffusers",
     "ControlNetModel": "diffusers",
+    "T2IAdapter": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPModel": "transformers",
+    "CLIPVisionModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
 }
 DTYPES: Final = {
@@ -115,6 +118,33 @@ def load_component(
             f"{folder} lacks {len(missing)} weights of {name}, among them {missing[0]}"
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def find_weights(folder: Path, name: str | None) -> Path:
+    """Return the one file of safetensors in a folder, or the one of a name.
+
+    Raises:
+        ModelError: If it is not there, or there are several and none is named.
+        PolicyError: If there are only pickled weights.
+    """
+    _require_safetensors(folder, None)
+    found = sorted(path for path in folder.glob("*.safetensors") if name in (None, path.name))
+    if len(found) != 1:
+        listed = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+        raise ModelError(f"{folder} holds {listed}; name one of them with weight_name")
+    return found[0]
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of safetensors by name.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; fetch or copy it again") from error
 
 
 def allowed_class(config: dict[str, Any], folder: Path, expected: tuple[str, ...]) -> str:

@@ -75,7 +75,7 @@ class Denoiser(Protocol):
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise, whatever the model was trained to predict.
 
@@ -83,7 +83,7 @@ class Denoiser(Protocol):
             latents: `(F, C, h, w)`.
             timestep: 0 to the schedule's training steps, exclusive.
             text: `(1, L, D)`, or `(F, L, D)` with a text for each frame.
-            control: The condition of a controlled denoiser, `(F, channels, H, W)`.
+            control: The conditions of a controlled denoiser, each `(F, channels, H, W)`.
 
         Returns:
             eps `(F, C, h, w)`.

@@ -91,7 +91,7 @@ class StandInDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise; see `Denoiser.predict`.
 

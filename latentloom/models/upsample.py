@@ -45,18 +45,18 @@ class UpsampleDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise in large latents; see `Denoiser.predict`.
 
         Raises:
             ModelError: If there are no small latents, or they do not fit the large ones.
         """
-        if control is None or control.shape != latents.shape:
-            given = "none" if control is None else f"shape {tuple(control.shape)}"
+        if [part.shape for part in control] != [latents.shape]:
+            given = ", ".join(f"shape {tuple(part.shape)}" for part in control) or "none"
             raise ModelError(f"upsampling {tuple(latents.shape)} needs a condition; got {given}")
         dtype = self.module.dtype
-        both = torch.cat([latents, control.to(latents.device)], dim=1).to(dtype)
+        both = torch.cat([latents, control[0].to(latents.device)], dim=1).to(dtype)
         levels = torch.full((len(latents),), self.level, device=latents.device)
         output = self.module(
             both,

@@ -48,15 +48,14 @@ class VideoDenoiser:
         latents: torch.Tensor,
         timestep: int,
         text: torch.Tensor,
-        control: torch.Tensor | None = None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise in a window; see `Denoiser.predict`.
 
         Raises:
             ModelError: If the window is too long, or a 3D UNet is given several texts.
         """
-        refuse_control(control)
-        return self.predict_steered(latents, timestep, text, None)
+        return self.predict_steered(latents, timestep, text, None, *control)
 
     @torch.inference_mode()
     def predict_steered(
@@ -65,8 +64,10 @@ class VideoDenoiser:
         timestep: int,
         text: torch.Tensor,
         residuals: Residuals | None,
+        *control: torch.Tensor,
     ) -> torch.Tensor:
         """Predict the noise in a window, with a ControlNet's residuals."""
+        refuse_control(control)
         num_frames = len(latents)
         if self.sample_length and num_frames > self.sample_length:
             raise ModelError(

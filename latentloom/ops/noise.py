@@ -31,10 +31,11 @@ def frame_noise(
     """
     noise = torch.empty(len(frames), *shape)
     for slot, frame in enumerate(frames):
-        noise[slot] = torch.randn(shape, generator=_generator(seed, stream, frame))
+        noise[slot] = torch.randn(shape, generator=frame_generator(seed, stream, frame))
     return noise
 
 
-def _generator(seed: int, stream: str, frame: int) -> torch.Generator:
+def frame_generator(seed: int, stream: str, frame: int) -> torch.Generator:
+    """Return the generator that a frame's noise is drawn from, fresh."""
     digest = hashlib.sha256(json.dumps([int(seed), stream, int(frame)]).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big"))

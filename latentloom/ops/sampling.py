@@ -8,7 +8,7 @@ cleanest when inverting: inverse step k goes where step N - 1 - k came from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -115,6 +115,22 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, guidance: float) -> torch.Te
     Source: Classifier-free diffusion guidance (2207.12598), equation 6 with s = 1 + w.
     """
     return uncond + guidance * (cond - uncond)
+
+
+def active_timesteps(timesteps: Sequence[int], start: float, end: float) -> frozenset[int]:
+    """Return the timesteps at which a condition holds, from one part of the steps to another.
+
+    Args:
+        timesteps: Those that are walked, the noisiest first.
+        start: Part of the steps after which it begins, 0 to 1.
+        end: Part of the steps after which it ends, 0 to 1.
+
+    Source: diffusers' `control_guidance_start` and `control_guidance_end`.
+    """
+    total = len(timesteps)
+    return frozenset(
+        t for i, t in enumerate(timesteps) if i / total >= start and (i + 1) / total <= end
+    )
 
 
 def to_epsilon(

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from latentloom.schemas.conditions import (
+    Condition,
+    ControlNetUse,
+    IPAdapterUse,
+    MapName,
+    T2IAdapterUse,
+)
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping | Condition) else value
+
+
+ControlNets = Annotated[
+    tuple[ControlNetUse, ...],
+    BeforeValidator(_as_list, json_schema_input_type=ControlNetUse | list[ControlNetUse]),
+]
+"""One ControlNet, or several whose residuals are added up."""
+
+T2IAdapters = Annotated[
+    tuple[T2IAdapterUse, ...],
+    BeforeValidator(_as_list, json_schema_input_type=T2IAdapterUse | list[T2IAdapterUse]),
+]
+"""One T2I-Adapter, or several whose features are added up."""
+Border = Annotated[int, Field(ge=0, le=8192)]
 
 
 class EditStage(StageFields):
@@ -30,9 +56,85 @@ class EditStage(StageFields):
     """Keep the frames after their last reader."""
 
 
-class Img2ImgEdit(EditStage):
+class ReferencedEdit(EditStage):
+    """An editor that may be shown a reference image beside its text."""
+
+    ip_adapter: IPAdapterUse | None = None
+    """IP-Adapter with its image."""
+
+
+class Img2ImgEdit(ReferencedEdit):
     """Noise each frame to ``strength``, and denoise it with the prompt (SDEdit)."""
 
     kind: Literal["img2img"] = "img2img"
     strength: float = Field(default=0.6, gt=0, le=1)
     """How far the frame is noised; 1 forgets it."""
+
+
+class ControlNetEdit(ReferencedEdit):
+    """Make each frame anew under the conditions of one or several ControlNets."""
+
+    kind: Literal["controlnet"]
+    controlnet: Annotated[ControlNets, Field(min_length=1, max_length=8)]
+    """The ControlNets; residuals of several are added up."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
+
+
+class T2IAdapterEdit(EditStage):
+    """Make each frame anew under the conditions of one or several T2I-Adapters."""
+
+    kind: Literal["t2i_adapter"]
+    t2i_adapter: Annotated[T2IAdapters, Field(min_length=1, max_length=8)]
+    """The adapters; features of several are added up."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
+
+
+class InpaintEdit(ReferencedEdit):
+    """Make the masked part of each frame anew, by an inpainting model or any image model."""
+
+    kind: Literal["inpaint"]
+    mask: MapName
+    """Map that is white where pixels are made anew."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the masked part is noised; 1 forgets what was there."""
+    controlnet: ControlNets = ()
+    """ControlNets whose conditions hold, too."""
+    overlay: bool = True
+    """Put the frame's own pixels back outside of the mask; without it they have passed the VAE."""
+
+
+class OutpaintEdit(EditStage):
+    """Grow each frame by a border that is made anew; the border is the mask."""
+
+    kind: Literal["outpaint"]
+    left: Border = 0
+    """Pixels added at the left."""
+    right: Border = 0
+    """Pixels added at the right."""
+    top: Border = 0
+    """Pixels added at the top."""
+    bottom: Border = 0
+    """Pixels added at the bottom."""
+    overlay: bool = True
+    """Put the frame's own pixels back inside of the border; without it they have passed the VAE."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if not self.left + self.right + self.top + self.bottom:
+            raise ValueError("no border: give left, right, top or bottom in pixels")
+        return self
+
+
+class FramesEdit(StageFields):
+    """Take frames that were edited elsewhere; no model runs."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
+    produces: ClassVar[Kind] = "frames"
+    op: Literal["edit"]
+    kind: Literal["frames"]
+    map: MapName
+    """Map whose pictures replace the frames."""
+    keep: bool = False
+    """Keep the frames after their last reader."""

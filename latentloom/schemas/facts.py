@@ -10,7 +10,9 @@ from latentloom.schemas.base import Schema
 from latentloom.schemas.media import VideoInfo
 
 ModelDtype = Literal["float32", "float16", "bfloat16"]
-ModelKind = Literal["image", "video", "controlnet", "upsampler"]
+ModelKind = Literal[
+    "image", "video", "controlnet", "t2i_adapter", "ip_adapter", "upsampler", "inpaint"
+]
 
 
 class SourceFacts(Schema):
@@ -26,6 +28,25 @@ class SourceFacts(Schema):
     """Frame index, streams and tags."""
     cuts: tuple[int, ...] = ()
     """Frames that begin a scene, where the recipe asks for them."""
+
+
+class MapFacts(Schema):
+    """A side input: a video, an image, or a folder of images."""
+
+    uri: str
+    """Where the recipe says it lies."""
+    path: str
+    """Local file or folder that is read."""
+    digest: str
+    """sha256 of the file, or over the images of the folder in order."""
+    width: int
+    """Width in pixels, upright."""
+    height: int
+    """Height in pixels, upright."""
+    num_frames: int
+    """Number of frames; the one of an image holds for all frames of the source."""
+    info: VideoInfo | None = None
+    """Frame index of a video or image; a folder has none."""
 
 
 class ModelFacts(Schema):
@@ -84,6 +105,8 @@ class Facts(Schema):
     source: SourceFacts
     models: dict[str, ModelFacts]
     machine: MachineFacts
+    maps: dict[str, MapFacts] = Field(default_factory=dict)
+    """Side inputs by name."""
     container_problems: tuple[str, ...] = ()
     """Why the output's container cannot hold what the recipe asks for."""
     measured_bytes: dict[str, int] = Field(default_factory=dict)

@@ -359,6 +359,8 @@ def _path_faults(recipe: Recipe) -> Iterator[_Fault]:
             )
         named[("models", name, "path")] = spec.path
         named[("models", name, "subfolder")] = spec.subfolder
+    for name, side in recipe.maps.items():
+        named[("maps", name, "uri")] = side.uri
     if recipe.output is not None:
         named[("output", "uri")] = recipe.output.uri
         if _SCHEME.match(recipe.output.uri) or _CHAIN.match(recipe.output.uri):
@@ -381,11 +383,15 @@ def _with_absolute_paths(
             confined(path / inner, key, allowed)
         return str(confined(path, key, allowed))
 
-    update: dict[str, Any] = {"models": dict(recipe.models)}
+    update: dict[str, Any] = {"models": dict(recipe.models), "maps": dict(recipe.maps)}
     for name, spec in recipe.models.items():
         if spec.path is not None and not spec.path.startswith(_EMBEDDED):
             path = absolute(spec.path, f"models.{name}.path", spec.subfolder)
             update["models"][name] = spec.model_copy(update={"path": path})
+    for name, side in recipe.maps.items():
+        if not _SCHEME.match(side.uri):
+            uri = absolute(side.uri, f"maps.{name}.uri")
+            update["maps"][name] = side.model_copy(update={"uri": uri})
     if not _SCHEME.match(recipe.source.uri):
         uri = absolute(recipe.source.uri, "source.uri")
         update["source"] = recipe.source.model_copy(update={"uri": uri})

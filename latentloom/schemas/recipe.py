@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
 from latentloom.schemas.base import Schema, Seconds
+from latentloom.schemas.conditions import MapInput, MapName
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import Stage
 
@@ -77,6 +78,8 @@ class ModelSpec(Schema):
     """File variant, such as ``fp16``."""
     subfolder: str | None = None
     """Folder inside the repository or path."""
+    weight_name: str | None = Field(default=None, pattern=r"^[^/\\]+\.safetensors$")
+    """File of weights, where a folder holds several, as an IP-Adapter's may."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of the weights while they run; ``numerics.dtype`` by default."""
     base: Name | None = None
@@ -239,6 +242,8 @@ class Recipe(Schema):
     """The video to edit."""
     models: dict[Name, ModelSpec] = Field(default_factory=dict)
     """Models by the names that stages use."""
+    maps: dict[MapName, MapInput] = Field(default_factory=dict)
+    """Side inputs by the names that stages use: conditions, masks, edited frames."""
     prompts: Annotated[
         tuple[TimedPrompts, ...],
         BeforeValidator(_as_list, json_schema_input_type=Prompts | list[TimedPrompts]),

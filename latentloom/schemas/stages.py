@@ -6,7 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from latentloom.schemas.edits import Img2ImgEdit
+from latentloom.schemas.edits import (
+    ControlNetEdit,
+    FramesEdit,
+    Img2ImgEdit,
+    InpaintEdit,
+    OutpaintEdit,
+    T2IAdapterEdit,
+)
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
 
@@ -119,6 +126,11 @@ STAGES: dict[str, type[StageFields]] = {
     "encode": EncodeStage,
     "invert": InvertStage,
     "edit:img2img": Img2ImgEdit,
+    "edit:controlnet": ControlNetEdit,
+    "edit:t2i_adapter": T2IAdapterEdit,
+    "edit:inpaint": InpaintEdit,
+    "edit:outpaint": OutpaintEdit,
+    "edit:frames": FramesEdit,
     "fuse": FuseStage,
     "mix": MixStage,
     "smooth": SmoothStage,
@@ -131,6 +143,11 @@ Stage = Annotated[
     Annotated[EncodeStage, Tag("encode")]
     | Annotated[InvertStage, Tag("invert")]
     | Annotated[Img2ImgEdit, Tag("edit:img2img")]
+    | Annotated[ControlNetEdit, Tag("edit:controlnet")]
+    | Annotated[T2IAdapterEdit, Tag("edit:t2i_adapter")]
+    | Annotated[InpaintEdit, Tag("edit:inpaint")]
+    | Annotated[OutpaintEdit, Tag("edit:outpaint")]
+    | Annotated[FramesEdit, Tag("edit:frames")]
     | Annotated[FuseStage, Tag("fuse")]
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]

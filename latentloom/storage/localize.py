@@ -29,12 +29,13 @@ def sources_folder() -> Path:
     return folder
 
 
-def localize(uri: str, folder: Path) -> Path:
+def localize(uri: str, folder: Path, *, field: str = "source.uri") -> Path:
     """Give the local path of a source, downloading it where it is remote.
 
     Args:
         uri: A path, or a URI of an allowed scheme.
         folder: Where downloads are kept, one for each URI, size and version.
+        field: Field of the recipe that names it, for errors.
 
     Returns:
         The path; a local one as it is.
@@ -47,14 +48,14 @@ def localize(uri: str, folder: Path) -> Path:
     local = local_path(uri)
     if local is not None:
         if not local.is_file():
-            raise MediaError(f"there is no video at {local}; check source.uri")
+            raise MediaError(f"there is no video at {local}; check {field}")
         return local
     try:
-        return _download(uri, folder)
+        return _download(uri, folder, field)
     except LatentloomError:
         raise
     except FileNotFoundError as error:
-        raise MediaError(f"there is no video at {uri}; check source.uri") from error
+        raise MediaError(f"there is no video at {uri}; check {field}") from error
     except ImportError as error:
         raise UsageError(f"{uri} needs a package that is not installed: {error}") from error
     except Exception as error:  # client libraries raise classes of their own
@@ -83,11 +84,11 @@ def version_fields(facts: dict[str, Any]) -> dict[str, str]:
     return {name: str(facts[name]) for name in _VERSION_FIELDS if facts.get(name) is not None}
 
 
-def _download(uri: str, folder: Path) -> Path:
+def _download(uri: str, folder: Path, field: str) -> Path:
     fs, path = fsspec.url_to_fs(uri, use_listings_cache=False)
     facts: dict[str, Any] = fs.info(path)
     if facts.get("type") == "directory":
-        raise MediaError(f"{uri} is a folder; source.uri has to name one video")
+        raise MediaError(f"{uri} is a folder; {field} has to name one video")
     version = version_fields(facts)
     digest = hashlib.sha256(repr((uri, sorted(version.items()))).encode()).hexdigest()[:32]
     suffix = PurePosixPath(urlsplit(uri).path).suffix

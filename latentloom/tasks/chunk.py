@@ -23,6 +23,7 @@ from latentloom.storage.localize import localize, sources_folder
 from latentloom.storage.store import Store
 from latentloom.tasks.checkpoints import StepCheckpoints
 from latentloom.tasks.loading import PlanModels
+from latentloom.tasks.maps import read_map
 from latentloom.tasks.tensors import Array, latents_to_float
 
 StageT = TypeVar("StageT")
@@ -118,6 +119,21 @@ class OpenChunk:
     def source_frames(self) -> NDArray[Any]:
         """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
         return self._read_source(self.chunk.start, self.chunk.stop)
+
+    def reference_frames(self, role: str, size: int) -> NDArray[Any]:
+        """Read the middle square ``(F, size, size, 3)`` of the reference image of each frame."""
+        fields = self.variant.fields["maps"][role] | {"size": [size, size], "fit": "cover"}
+        return read_map(self.plan, fields, self.chunk.start, self.chunk.stop)
+
+    def map_frames(self, role: str, *, high_bit_depth: bool = False) -> NDArray[Any]:
+        """Read the side input ``(F, H, W, 3)`` that has a role in the stage, at the frames' size."""
+        return read_map(
+            self.plan,
+            self.variant.fields["maps"][role],
+            self.chunk.start,
+            self.chunk.stop,
+            high_bit_depth=high_bit_depth,
+        )
 
     def _read_source(self, start: int, stop: int) -> NDArray[Any]:
         return open_source(self.plan).read(start, stop)

@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from pydantic import JsonValue
 
-from latentloom.models.control import with_control
+from latentloom.models.control import Control, ControlNet, with_controls
 from latentloom.models.load import ImageModel, VideoModel
 from latentloom.models.schedulers import Sampler, check_agree
-from latentloom.ops.edges import edges
 from latentloom.ops.fuse import fuse as fuse_latents
 from latentloom.ops.fuse import fuse_denoise, similarity, weight_schedule
-from latentloom.ops.sampling import Predict
+from latentloom.ops.sampling import Predict, active_timesteps
 from latentloom.schemas.conditions import ControlNetUse
 from latentloom.schemas.fusion import FuseSource, FuseStage
 from latentloom.schemas.similarity import Similarity
 from latentloom.tasks.checkpoints import StepState
 from latentloom.tasks.chunk import OpenChunk
-from latentloom.tasks.conditioning import draw_noise, predict_with
+from latentloom.tasks.conditioning import draw_noise, make_condition, predict_with
 from latentloom.tasks.tensors import Array, latents_to_array, pad_to
 
 Rows = list[tuple[float, ...] | None]
@@ -181,42 +179,40 @@ def _predict(
 ) -> Predict:
     source, texts = stage.sources[index], chunk.timed[f"sources.{index}"]
     scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
-    plain = predict_with(chunk, model, texts, guidance_scale=scale)
     use = source.controlnet
     if use is None:
-        return plain
-    controlled = predict_with(
+        return predict_with(chunk, model, texts, guidance_scale=scale)
+    control_net = chunk.models.controlnet(use.model)
+    # Counted over all N steps, as tau is, whatever the strength.
+    active = active_timesteps(
+        sampler.timesteps, use.control_guidance_start, use.control_guidance_end
+    )
+    control = Control(control_net, use.controlnet_conditioning_scale, active)
+    return predict_with(
         chunk,
         model,
         texts,
         guidance_scale=scale,
-        denoiser=with_control(
-            model.denoiser,
-            chunk.models.controlnet(use.model),
-            scale=use.controlnet_conditioning_scale,
-        ),
-        control=_condition(chunk, model),
+        denoiser=with_controls(model.denoiser, [control]),
+        control=_condition(chunk, use, index, control_net, model),
     )
-    return _between(use, plain, controlled, sampler)
 
 
-def _between(use: ControlNetUse, plain: Predict, controlled: Predict, sampler: Sampler) -> Predict:
-    start, end = use.control_guidance_start, use.control_guidance_end
-    parts = {timestep: i / sampler.num_steps for i, timestep in enumerate(sampler.timesteps)}
-
-    def predict(z: torch.Tensor, timestep: int) -> torch.Tensor:
-        inside = start <= parts[timestep] < end
-        return controlled(z, timestep) if inside else plain(z, timestep)
-
-    return predict
-
-
-def _condition(chunk: OpenChunk, model: ImageModel | VideoModel) -> torch.Tensor:
-    """Make the edges of the source frames, at the padded size that the latents stand for."""
-    frames = chunk.source_frames()
-    if frames.dtype == np.uint16:
-        frames = (frames >> 8).astype(np.uint8)
+def _condition(
+    chunk: OpenChunk,
+    use: ControlNetUse,
+    index: int,
+    control_net: ControlNet,
+    model: ImageModel | VideoModel,
+) -> torch.Tensor:
+    """Make the condition of a source, at the padded size that the latents stand for."""
+    condition = make_condition(
+        chunk,
+        use,
+        role=f"sources.{index}.controlnet",
+        channels=control_net.condition_channels,
+        frames=chunk.source_frames,
+    )
     _, height, width = chunk.stage.frame_shape
     factor = model.vae.downscale
-    condition = pad_to(torch.from_numpy(edges(frames)), height * factor, width * factor)
-    return condition.to(model.denoiser.device)
+    return pad_to(condition, height * factor, width * factor).to(model.denoiser.device)

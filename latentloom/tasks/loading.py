@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.adapter import T2IAdapter
 from latentloom.models.control import ControlNet
 from latentloom.models.load import (
     ImageModel,
     VideoModel,
     load_controlnet,
     load_image_model,
+    load_inpaint_model,
+    load_ip_adapter,
+    load_t2i_adapter,
     load_upsampler,
     load_vae,
     load_video_model,
 )
+from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
 from latentloom.schemas.facts import ModelFacts
 from latentloom.schemas.plan import Plan
@@ -66,6 +71,41 @@ class PlanModels:
             variant=spec.variant,
         )
 
+    def painter(self, name: str) -> ImageModel:
+        """Load an image model or an inpainting model."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        if facts.kind == "image":
+            return self.image(name)
+        return load_inpaint_model(
+            facts.folder,
+            base=self.image(facts.base) if facts.base else None,
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+            dtype=facts.dtype,
+            device=self.plan.facts.machine.device,
+        )
+
+    def t2i_adapter(self, name: str) -> T2IAdapter:
+        """Load a T2I-Adapter on its base."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_t2i_adapter(
+            facts.folder,
+            base=self.image(self._base(facts, name)),
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+        )
+
+    def ip_adapter(self, name: str, base: ImageModel, scale: float) -> IPAdapter:
+        """Load an IP-Adapter for an image or inpainting model."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_ip_adapter(
+            facts.folder,
+            base=base,
+            scale=scale,
+            subfolder=spec.subfolder,
+            weight_name=spec.weight_name,
+        )
+
     def upsampler(self, name: str) -> tuple[Upsampler, ImageModel]:
         """Load an upsampler, and the image model whose text encoder it uses."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
@@ -101,6 +141,9 @@ def forget_changed_models(plan: Plan) -> None:
             load_image_model,
             load_video_model,
             load_controlnet,
+            load_t2i_adapter,
+            load_inpaint_model,
+            load_ip_adapter,
             load_upsampler,
             load_vae,
             embed,

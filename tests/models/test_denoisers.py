@@ -145,7 +145,7 @@ def test_control_and_controlnet_come_together(
 ) -> None:
     text, condition = image.text.encode(["a"]), torch.rand(6, 1, 16, 16)
     steered: Denoiser = with_control(image.denoiser, control_net)
-    with pytest.raises(ModelError, match="no control"):
+    with pytest.raises(ModelError, match="given 0 conditions"):
         steered.predict(latents(), 501, text)
     with pytest.raises(ModelError, match="without a ControlNet"):
         image.denoiser.predict(latents(), 501, text, condition)

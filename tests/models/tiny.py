@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from tokenizers import pre_tokenizers
 
@@ -149,13 +150,63 @@ def save_video_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Pat
     return folder
 
 
-def save_controlnet(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+def save_controlnet(
+    folder: Path, *, seed: int = 0, conditioning_channels: int = 1, **changes: Any
+) -> Path:
     """Save a ControlNet for `save_image_pipeline`'s UNet, one channel at factor 2."""
     unet = new_unet(seed=seed, **changes)
     control_net = diffusers.ControlNetModel.from_unet(
-        unet, conditioning_channels=1, conditioning_embedding_out_channels=(4, 8)
+        unet,
+        conditioning_channels=conditioning_channels,
+        conditioning_embedding_out_channels=(4, 8),
     )
     return _save(control_net, folder)
+
+
+def save_t2i_adapter(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a T2I-Adapter for `save_image_pipeline`'s UNet, one channel at factor 2."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "in_channels": 1,
+        "channels": list(BLOCKS),
+        "num_res_blocks": 1,
+        "downscale_factor": 2,
+    }
+    return _save(diffusers.T2IAdapter(**(settings | changes)), folder)
+
+
+def save_ip_adapter(folder: Path, *, seed: int = 0, text_width: int = TEXT_WIDTH) -> Path:
+    """Save an IP-Adapter for `save_image_pipeline`'s UNet, and its image encoder of 16 pixels."""
+    torch.manual_seed(seed)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    _save(transformers.CLIPVisionModelWithProjection(config), folder / "image_encoder")
+    weights = {
+        "image_proj.proj.weight": torch.randn(4 * text_width, 12),
+        "image_proj.proj.bias": torch.randn(4 * text_width),
+        "image_proj.norm.weight": torch.ones(text_width),
+        "image_proj.norm.bias": torch.zeros(text_width),
+    }
+    names = [n for n in new_unet().attn_processors if n.endswith("attn2.processor")]
+    for index, name in enumerate(names):
+        width = BLOCKS[-1] if name.startswith("mid") else BLOCKS[0]
+        for part in ("to_k_ip", "to_v_ip"):
+            weights[f"ip_adapter.{2 * index + 1}.{part}.weight"] = torch.randn(width, text_width)
+    safetensors.torch.save_file(weights, folder / "ip-adapter.safetensors")
+    return folder
+
+
+def save_inpaint_unet(folder: Path, *, seed: int = 0) -> Path:
+    """Save an inpainting UNet that reads mask and masked latents beside its own."""
+    _save(new_unet(seed=seed, in_channels=9), folder / "unet")
+    return folder
 
 
 def save_upsampler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:

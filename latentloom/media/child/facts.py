@@ -9,7 +9,14 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from latentloom.schemas.media import AudioInfo, Chapter, ColorRange, ColorTags, SubtitleInfo
+from latentloom.schemas.media import (
+    UNSPECIFIED,
+    AudioInfo,
+    Chapter,
+    ColorRange,
+    ColorTags,
+    SubtitleInfo,
+)
 
 TEXT_SUBTITLES = frozenset(["ass", "ssa", "subrip", "srt", "mov_text", "webvtt", "text"])
 """Codecs of subtitles that are text."""
@@ -61,11 +68,17 @@ def of_frame(frame: VideoFrame) -> dict[str, Any]:
         "rotation": round(frame.rotation / 90) * 90 % 360,
         "color": ColorTags(
             range=color_range,
-            matrix=int(frame.colorspace),
+            matrix=_matrix(frame),
             transfer=int(frame.color_trc),
             primaries=int(frame.color_primaries),
         ),
     }
+
+
+def _matrix(frame: VideoFrame) -> int:
+    """Return the matrix of a frame; PNG says RGB (0) of grey pictures, which have none."""
+    grey = len(frame.format.components) == 1
+    return UNSPECIFIED if grey and not frame.format.is_rgb else int(frame.colorspace)
 
 
 def _fields(order: int) -> dict[str, Any]:

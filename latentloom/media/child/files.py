@@ -20,9 +20,10 @@ from latentloom.errors import MediaError
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,nut,mxf,asf,gif,ivf,h264,"
-    "hevc,m4v,obu,yuv4mpegpipe,dv,wtv,rm,apng,rawvideo,mjpeg,vc1,cavsvideo,nsv,gxf,swf,bink,wav"
+    "hevc,m4v,obu,yuv4mpegpipe,dv,wtv,rm,apng,rawvideo,mjpeg,vc1,cavsvideo,nsv,gxf,swf,bink,wav,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 )
-"""Containers that hold their own media; not playlists, image patterns or scripts."""
+"""Containers that hold their own media, and single pictures; not playlists, image patterns or scripts."""
 MAX_PIXELS = 8192 * 8192
 """Largest picture that is decoded."""
 
