@@ -6,7 +6,6 @@ B = F x heads.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -14,7 +13,7 @@ from typing import Any, Final, Literal
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.image import ImageDenoiser
+from latentloom.models.image import ImageDenoiser, twin_of
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
 from latentloom.ops.microbatch import in_micro_batches
@@ -149,7 +148,7 @@ class PairedDenoiser:
                 f"{type(denoiser).__name__} has no attention that Prompt-to-Prompt can edit"
             )
         self._board = _Board(tokens, warm_tokens)
-        self.denoiser = dataclasses.replace(denoiser, module=_twin(denoiser.module))
+        self.denoiser = dataclasses.replace(denoiser, module=twin_of(denoiser.module))
         own = self.denoiser.module.attn_processors
         self.denoiser.module.set_attn_processor(
             {name: self._watching(name, processor) for name, processor in own.items()}
@@ -228,9 +227,3 @@ def pair_predictor(
         return ours, theirs, heat
 
     return pair
-
-
-def _twin(module: Any) -> Any:
-    """Copy a module's structure; the copy has the same parameters and buffers, not copies of them."""
-    shared = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
