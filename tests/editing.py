@@ -80,14 +80,14 @@ def generators(canvas: Canvas) -> list[torch.Generator]:
     return [frame_generator(seed, stream, frame) for frame in canvas.chunk.frames]
 
 
-def pipeline(name: str, models: Path, **parts: Any) -> Any:
-    """Return a pipeline of diffusers on the tiny image checkpoint, with DDIM."""
+def pipeline(name: str, models: Path, *, model: str = "image", **parts: Any) -> Any:
+    """Return a pipeline of diffusers on a tiny checkpoint, with DDIM."""
     diffusers = library("diffusers")
     scheduler = diffusers.DDIMScheduler.from_pretrained(
-        models / "image" / "scheduler", clip_sample=False
+        models / model / "scheduler", clip_sample=False
     )
     loaded = diffusers.StableDiffusionPipeline.from_pretrained(
-        models / "image", scheduler=scheduler, safety_checker=None, requires_safety_checker=False
+        models / model, scheduler=scheduler, safety_checker=None, requires_safety_checker=False
     )
     components = {k: v for k, v in loaded.components.items() if k != "image_encoder"} | parts
     made = getattr(diffusers, name)(**components, requires_safety_checker=False)

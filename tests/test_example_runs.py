@@ -19,7 +19,16 @@ from tests.runs import run_here
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_FRAMES = 4
-NAMES = ["img2img", "controlnet", "from_maps", "inpaint", "outpaint", "text_map_mask", "frames"]
+NAMES = [
+    "img2img",
+    "controlnet",
+    "from_maps",
+    "inpaint",
+    "outpaint",
+    "text_map_mask",
+    "frames",
+    "prompt2prompt",
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentloom.errors import RecipeError
-from latentloom.flows.keys import REFERENCES, stage_maps, stage_models
+from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
 from latentloom.flows.maps import map_fault
-from latentloom.schemas.edits import EditStage, FramesEdit, InpaintEdit, OutpaintEdit
+from latentloom.flows.texts import word_faults
+from latentloom.schemas.edits import (
+    EditStage,
+    FramesEdit,
+    InpaintEdit,
+    InstructPix2PixEdit,
+    OutpaintEdit,
+    Prompt2PromptEdit,
+)
 from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.recipe import Recipe
@@ -127,6 +135,7 @@ class _Binder:
         self._schedule_fits(stage)
         for recipe, one in variants.values():
             self._maps_fit(one, recipe, pixels)
+            self._words_fit(one, recipe)
         wants_source = _reads_source(stage)
         if wants_source and pixels != self.frame_size:
             self._fault("a ControlNet's condition has the source's size; fuse before upsampling")
@@ -156,7 +165,9 @@ class _Binder:
                 self._fault(f"unknown model {name!r}; the recipe's models are: {known}")
             elif model.kind not in _kinds(stage, role):
                 wanted = " or ".join(_kinds(stage, role))
-                self._fault(f"model {name!r} is of kind {model.kind}; {role} needs {wanted}")
+                self._fault(
+                    f"model {name!r} is of kind {model.kind}{_channels(model)}; {role} needs {wanted}"
+                )
         if len(self.faults) == before:
             self._latent_spaces_agree(stage)
         return len(self.faults) == before
@@ -190,6 +201,14 @@ class _Binder:
             shape = None if role in REFERENCES else pixels
             fault = map_fault(name, recipe, self.facts, shape)
             if fault is not None:
+                self._fault(fault)
+
+    def _words_fit(self, stage: Stage, recipe: Recipe) -> None:
+        if not isinstance(stage, Prompt2PromptEdit):
+            return
+        for entry in recipe.prompts:
+            texts = timed_values(stage, entry, self.facts)
+            for fault in word_faults(stage, texts["source"], texts["prompt"]):
                 self._fault(fault)
 
     def _same_but_for_values(
@@ -369,6 +388,13 @@ def _reads_source(stage: Stage) -> bool:
     return any(s.controlnet is not None and s.controlnet.map is None for s in sources)
 
 
+def _channels(model: ModelFacts) -> str:
+    """Return what tells models apart that are fed more than latents; nothing for others."""
+    if model.kind not in ("image", "inpaint", "instruct", "upsampler"):
+        return ""
+    return f" (its UNet takes {model.in_channels} channels for {model.latent_channels}-channel latents)"
+
+
 def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
     for part in role.split("."):
         if part in _KINDS:
@@ -379,6 +405,8 @@ def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
         return ("image", "inpaint")
     if isinstance(stage, SmoothStage):
         return ("video",)
+    if isinstance(stage, InstructPix2PixEdit):
+        return ("instruct",)
     return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)
 
 

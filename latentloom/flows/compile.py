@@ -32,6 +32,7 @@ from latentloom.flows.output import (
     segment_frames,
 )
 from latentloom.flows.shots import Shot, find_cut, plan_shots
+from latentloom.flows.texts import unread_ends
 from latentloom.ops.windows import Range, overlapping, plan_chunks, plan_windows
 from latentloom.schemas.base import digest, readable
 from latentloom.schemas.facts import Facts
@@ -159,6 +160,8 @@ class _Draft:
         """Cut one stage into chunks and give them keys."""
         inputs = tuple(self._stage(name) for name in bound.inputs)
         cells = _Cells(self, bound)
+        for values in cells.timed:
+            self._warn(unread_ends(bound.stage, values, self.facts))
         chunks = [
             self._chunk(cells, inputs, span, shot) for shot, span in self._spans(bound, cells)
         ]
@@ -187,6 +190,9 @@ class _Draft:
         stage = _with_checkpoints(stage, bound.stage)
         peak = estimate.peak_bytes(stage, self.recipe, self.facts, self.stages)
         self.stages.append(stage.model_copy(update={"peak_bytes": peak}))
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        self.warnings += [text for text in dict.fromkeys(texts) if text not in self.warnings]
 
     def _is_read(self, name: str) -> bool:
         """Tell whether a stage has a reader: a later stage or the output."""

@@ -17,6 +17,8 @@ from latentloom.schemas.edits import (
     EditStage,
     FramesEdit,
     InpaintEdit,
+    InstructPix2PixEdit,
+    Prompt2PromptEdit,
     ReferencedEdit,
     T2IAdapterEdit,
 )
@@ -56,6 +58,7 @@ _NOT_IN_KEYS = {
     "inputs",
     "windows",
     "prompt",
+    "source_prompt",
     "model",
     "noise_stream",
     "mask",
@@ -116,6 +119,8 @@ def draws_noise(stage: Stage) -> bool:
         return stage.noise_start > 0
     if isinstance(stage, FuseStage):
         return any(source.start == "noise" for source in stage.sources)
+    if isinstance(stage, Prompt2PromptEdit):
+        return False
     return isinstance(stage, EditStage | UpsampleStage)
 
 
@@ -192,7 +197,12 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
         return values
     if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | EditStage):
         text = _prompt_text(stage.prompt, prompts, instruct=isinstance(stage, EditStage))
-        return _conditioning(text, prompts, stage.guidance_scale)
+        values = _conditioning(text, prompts, stage.guidance_scale)
+        if isinstance(stage, InstructPix2PixEdit) and stage.image_guidance_scale != 1:
+            values["negative"] = prompts.negative
+        if isinstance(stage, Prompt2PromptEdit):
+            values["source"] = _prompt_text(stage.source_prompt, prompts, instruct=False)
+        return values
     return {}
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from latentloom.errors import ModelError
 from latentloom.flows.digests import folder_digest
+from latentloom.flows.texts import recipe_texts
 from latentloom.models.folders import fetch_snapshot, resolve_folder
+from latentloom.models.tokens import dropped_ends
 from latentloom.schemas.base import digest
 from latentloom.schemas.facts import ModelDtype, ModelFacts, ModelKind
 from latentloom.schemas.recipe import ModelSpec, Recipe
@@ -69,9 +71,11 @@ def model_facts(
     fields: dict[str, Any] = {}
     if base is not None:
         inherited = ("downscale", "latent_channels", "latent_multiple", "vae_channels", "scheduler")
-        fields = {field: getattr(found[base], field) for field in inherited}
+        fields = {field: getattr(found[base], field) for field in (*inherited, "dropped")}
         fields["max_channels"] = found[base].max_channels
     fields |= _pipeline_fields(folder) | _adapter_fields(folder)
+    if (folder / "tokenizer").is_dir():
+        fields["dropped"] = dropped_ends(folder, recipe_texts(recipe))
     return ModelFacts(
         kind=kind,
         folder=str(root),
@@ -105,16 +109,22 @@ def _kind(name: str, folder: Path) -> ModelKind:
     if unet.get("_class_name") == "StandInDenoiser":
         return "video" if unet.get("windowed") else "image"
     if unet.get("_class_name") == "UNet2DConditionModel":
-        # Latents, a mask, and the latents of what it leaves over.
-        if unet.get("in_channels") == 2 * unet.get("out_channels", 0) + 1:
-            return "inpaint"
-        return (
-            "upsampler" if unet.get("in_channels") == 2 * unet.get("out_channels", 0) else "image"
-        )
+        return _kind_of_image_unet(unet)
     raise ModelError(
         f"models.{name}: {folder} holds no model of a known kind (its class is"
         f" {own or unet.get('_class_name') or 'not named'}); give a folder in diffusers' layout"
     )
+
+
+def _kind_of_image_unet(unet: Mapping[str, Any]) -> ModelKind:
+    """Tell by what lies beside the latents: nothing, others, or a mask and what it leaves over."""
+    taken, made = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if taken == 2 * made + 1:
+        return "inpaint"
+    if taken != 2 * made:
+        return "image"
+    told_of_noise = unet.get("class_embed_type") or unet.get("num_class_embeds")
+    return "upsampler" if told_of_noise else "instruct"
 
 
 def _dtype(name: str, spec: ModelSpec, recipe: Recipe, of_base: ModelDtype | None) -> ModelDtype:
@@ -136,6 +146,8 @@ def _base(
         or (kind == "video" and (folder / "unet").is_dir())
         or (kind == "inpaint" and (folder / "vae").is_dir())
     )
+    if kind == "instruct" and spec.base is None and (folder / "vae").is_dir():
+        return None
     base = spec.base or "image"
     if base in found and found[base].kind == "image" and kind != "image":
         return base
@@ -153,6 +165,7 @@ def _pipeline_fields(folder: Path) -> dict[str, Any]:
         fields |= {"max_channels": max(levels), "latent_multiple": 2 ** (len(levels) - 1)}
     if unet:
         fields["latent_channels"] = unet.get("out_channels", 4)
+        fields["in_channels"] = unet.get("in_channels", 4)
         fields["standin"] = unet.get("_class_name") == "StandInDenoiser"
         fields |= _lengths(unet)
     if levels := vae.get("block_out_channels"):

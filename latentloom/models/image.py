@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -136,6 +137,12 @@ class ImageDenoiser:
 def per_frame(text: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Give every frame a text: `(1, L, D)` or `(F, L, D)` becomes `(F, L, D)`."""
     return text.expand(num_frames, -1, -1).contiguous()
+
+
+def twin_of(module: Any) -> Any:
+    """Copy a module's structure; the copy has the same parameters and buffers, not copies of them."""
+    shared = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 def refuse_control(control: Sequence[torch.Tensor]) -> None:

@@ -17,6 +17,7 @@ from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.folders import resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
+from latentloom.models.instruct import InstructDenoiser
 from latentloom.models.pretrained import (
     class_name,
     find_weights,
@@ -293,6 +294,48 @@ def load_upsampler(
             f"an upsampler of {channels}-channel latents maps {2 * channels} to {channels}"
         )
     return Upsampler(module, Schedule.from_folder(root / "scheduler"))
+
+
+@functools.lru_cache(maxsize=8)
+def load_instruct_model(
+    folder: str | Path,
+    *,
+    base: ImageModel | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> ImageModel:
+    """Load an InstructPix2Pix model: a whole pipeline, or a UNet and schedule on a base.
+
+    Args:
+        folder: Holds `unet/` and `scheduler/`, and `vae/`, `text_encoder/`, `tokenizer/` where they
+            are not the base's.
+        base: The image model for what the folder lacks.
+        subfolder: Where in the folder the model lies.
+        variant: As in diffusers.
+        dtype: What it computes in.
+        device: Where it goes.
+
+    Raises:
+        ModelError: If something is missing or damaged, or the parts do not fit.
+        PolicyError: If a class is not allowed or weights are pickled.
+    """
+    root = _inside(resolve_folder(folder), subfolder)
+    options: dict[str, Any] = {"variant": variant, "dtype": dtype, "device": device}
+    schedule = Schedule.from_folder(root / "scheduler")
+    module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
+    own_vae, own_text = (root / "vae").is_dir(), (root / "text_encoder").is_dir()
+    vae = load_vae(root / "vae", **options) if own_vae else _required(base, root).vae
+    text = _load_text(root, options) if own_text else _required(base, root).text
+    channels = (module.config.in_channels, module.config.out_channels)
+    if channels != (2 * vae.channels, vae.channels):
+        raise ModelError(
+            f"the UNet of {root} maps {channels[0]} channels to {channels[1]}; an instruction model"
+            f" of {vae.channels}-channel latents maps {2 * vae.channels} to {vae.channels}"
+        )
+    denoiser = InstructDenoiser(module, _prediction(schedule))
+    return ImageModel(vae, text, denoiser, schedule, dtype, device)
 
 
 @functools.lru_cache(maxsize=8)

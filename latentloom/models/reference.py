@@ -5,7 +5,6 @@ The image's tokens travel at the end of the text's, since guidance takes others 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.image import ImageDenoiser
+from latentloom.models.image import ImageDenoiser, twin_of
 from latentloom.models.pretrained import library
 from latentloom.models.protocols import Denoiser
 
@@ -140,8 +139,7 @@ def attach(
         part, _, rest = key.partition(".")
         if part in state:
             state[part][rest] = value
-    shared = [*base.module.parameters(), *base.module.buffers()]
-    unet = copy.deepcopy(base.module, {id(tensor): tensor for tensor in shared})
+    unet = twin_of(base.module)
     pipeline = library("diffusers").StableDiffusionPipeline(
         *[None] * 3, unet, None, None, None, requires_safety_checker=False
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from latentloom.ops.words import split_words
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CLIPText:
@@ -14,6 +16,12 @@ class CLIPText:
 
     tokenizer: Any
     module: Any
+
+    @property
+    def length(self) -> int:
+        """L, the tokens that the context holds, marks among them."""
+        positions = int(self.module.config.max_position_embeddings)
+        return min(positions, int(self.tokenizer.model_max_length))
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> torch.Tensor:
@@ -27,20 +35,23 @@ class CLIPText:
         """Return the end of a prompt that the context has no room for; mostly empty."""
         tokens = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
         # The last token is the end mark, which always has a place.
-        beyond = tokens[self._context() - 1 : -1]
+        beyond = tokens[self.length - 1 : -1]
         return str(self.tokenizer.decode(beyond)).strip() if beyond else ""
+
+    def words(self, prompt: str) -> list[list[int]]:
+        """Return the tokens of each word of a prompt; a word's do not depend on its neighbours."""
+        return [
+            list(self.tokenizer(word, add_special_tokens=False).input_ids)
+            for word in split_words(prompt)
+        ]
 
     def _encode_one(self, prompt: str) -> torch.Tensor:
         tokens = self.tokenizer(
             prompt,
             padding="max_length",
-            max_length=self._context(),
+            max_length=self.length,
             truncation=True,
             return_tensors="pt",
         )
         hidden = self.module(tokens.input_ids.to(self.module.device))[0]
         return torch.as_tensor(hidden.float())
-
-    def _context(self) -> int:
-        positions = int(self.module.config.max_position_embeddings)
-        return min(positions, int(self.tokenizer.model_max_length))

@@ -133,6 +133,22 @@ def active_timesteps(timesteps: Sequence[int], start: float, end: float) -> froz
     )
 
 
+def guide_twice(
+    full: torch.Tensor,
+    by_image: torch.Tensor,
+    by_nothing: torch.Tensor,
+    guidance: float,
+    image_guidance: float,
+) -> torch.Tensor:
+    """Combine predictions under text and image, image alone, and neither.
+
+    `eps_0 + s_T (eps_TI - eps_I) + s_I (eps_I - eps_0)`.
+
+    Source: InstructPix2Pix (2211.09800), equation 3.
+    """
+    return by_nothing + guidance * (full - by_image) + image_guidance * (by_image - by_nothing)
+
+
 def to_epsilon(
     output: torch.Tensor, z: torch.Tensor, alpha_bar: float, prediction_type: PredictionType
 ) -> torch.Tensor:

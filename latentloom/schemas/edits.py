@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from latentloom.schemas.base import Schema
 from latentloom.schemas.conditions import (
     Condition,
     ControlNetUse,
@@ -69,6 +70,47 @@ class Img2ImgEdit(ReferencedEdit):
     kind: Literal["img2img"] = "img2img"
     strength: float = Field(default=0.6, gt=0, le=1)
     """How far the frame is noised; 1 forgets it."""
+
+
+class InstructPix2PixEdit(EditStage):
+    """Follow an instruction, with a model that sees the frame it edits (InstructPix2Pix)."""
+
+    kind: Literal["instruct_pix2pix"]
+    model: str = "instruct"
+    """Instruction model."""
+    image_guidance_scale: Guidance = 1.5
+    """Guidance toward the frame; ``guidance_scale`` is toward the instruction."""
+
+
+class LocalBlend(Schema):
+    """Where Prompt-to-Prompt may change a frame: where it attends to some words."""
+
+    words: tuple[str, ...] = Field(min_length=1, max_length=16)
+    """Words of the source prompt, the target prompt or both."""
+    threshold: float = Field(default=0.3, ge=0, lt=1)
+    """Attention to the words, as a part of its maximum in the frame, above which a pixel may change."""
+    start: float = Field(default=0.2, ge=0, le=1)
+    """Part of the steps after which the source's latents stay elsewhere."""
+
+
+class Prompt2PromptEdit(EditStage):
+    """Invert each frame with the source prompt, denoise it with the target prompt under its attention."""
+
+    kind: Literal["prompt2prompt"]
+    source_prompt: PromptName = "source"
+    """Which prompt describes the frame as it is; it is inverted with it, without guidance."""
+    prompt: PromptName | None = "target"
+    """Which prompt describes the wanted frame."""
+    mode: Literal["replace", "refine"] = "replace"
+    """replace: word for word. refine: new words are added to those that both prompts have."""
+    cross_replace_steps: float = Field(default=0.8, ge=0, le=1)
+    """Part of the steps in which words attract attention where they do in the source."""
+    self_replace_steps: float = Field(default=0.4, ge=0, le=1)
+    """Part of the steps in which pixels attend to one another as in the source: its layout."""
+    local_blend: LocalBlend | None = None
+    """Keep the source wherever some words draw no attention."""
+    equalizer: dict[str, Annotated[float, Field(ge=-10, le=10)]] = Field(default_factory=dict)
+    """Factors of the attention to words of the target prompt, during ``cross_replace_steps``."""
 
 
 class ControlNetEdit(ReferencedEdit):

@@ -11,7 +11,14 @@ from latentloom.schemas.media import VideoInfo
 
 ModelDtype = Literal["float32", "float16", "bfloat16"]
 ModelKind = Literal[
-    "image", "video", "controlnet", "t2i_adapter", "ip_adapter", "upsampler", "inpaint"
+    "image",
+    "video",
+    "controlnet",
+    "t2i_adapter",
+    "ip_adapter",
+    "upsampler",
+    "inpaint",
+    "instruct",
 ]
 
 
@@ -70,6 +77,8 @@ class ModelFacts(Schema):
     """Pixels per latent, each way."""
     latent_channels: int = 4
     """Channels of its latents."""
+    in_channels: int = 4
+    """Channels that its denoiser takes: its latents, and what lies beside them."""
     latent_multiple: int = 1
     """Latent height and width must be multiples of this."""
     sample_length: int | None = None
@@ -80,6 +89,8 @@ class ModelFacts(Schema):
     """Widest level of the denoiser; for the memory estimate."""
     vae_channels: int = 128
     """Channels of the VAE at full resolution; for the memory estimate."""
+    dropped: dict[str, str] = Field(default_factory=dict)
+    """The recipe's texts that are longer than its context, and the ends that are not read."""
     scheduler: dict[str, Any] = Field(default_factory=dict)
     """The part of its scheduler's configuration that sampling depends on."""
 

@@ -11,7 +11,9 @@ from latentloom.schemas.edits import (
     FramesEdit,
     Img2ImgEdit,
     InpaintEdit,
+    InstructPix2PixEdit,
     OutpaintEdit,
+    Prompt2PromptEdit,
     T2IAdapterEdit,
 )
 from latentloom.schemas.fusion import FuseStage, MixStage
@@ -131,6 +133,8 @@ STAGES: dict[str, type[StageFields]] = {
     "edit:inpaint": InpaintEdit,
     "edit:outpaint": OutpaintEdit,
     "edit:frames": FramesEdit,
+    "edit:instruct_pix2pix": InstructPix2PixEdit,
+    "edit:prompt2prompt": Prompt2PromptEdit,
     "fuse": FuseStage,
     "mix": MixStage,
     "smooth": SmoothStage,
@@ -148,6 +152,8 @@ Stage = Annotated[
     | Annotated[InpaintEdit, Tag("edit:inpaint")]
     | Annotated[OutpaintEdit, Tag("edit:outpaint")]
     | Annotated[FramesEdit, Tag("edit:frames")]
+    | Annotated[InstructPix2PixEdit, Tag("edit:instruct_pix2pix")]
+    | Annotated[Prompt2PromptEdit, Tag("edit:prompt2prompt")]
     | Annotated[FuseStage, Tag("fuse")]
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]

@@ -9,6 +9,8 @@ from latentloom.tasks.editors.controlnet import controlnet
 from latentloom.tasks.editors.frames import frames
 from latentloom.tasks.editors.img2img import img2img
 from latentloom.tasks.editors.inpaint import inpaint, outpaint
+from latentloom.tasks.editors.instruct_pix2pix import instruct_pix2pix
+from latentloom.tasks.editors.prompt2prompt import prompt2prompt
 from latentloom.tasks.editors.t2i_adapter import t2i_adapter
 from latentloom.tasks.tensors import Array
 
@@ -19,6 +21,8 @@ EDITORS: dict[str, Callable[[OpenChunk], Array]] = {
     "inpaint": inpaint,
     "outpaint": outpaint,
     "frames": frames,
+    "instruct_pix2pix": instruct_pix2pix,
+    "prompt2prompt": prompt2prompt,
 }
 """What makes the frames of each ``kind``."""
 

@@ -16,6 +16,7 @@ from latentloom.models.load import (
     load_controlnet,
     load_image_model,
     load_inpaint_model,
+    load_instruct_model,
     load_ip_adapter,
     load_t2i_adapter,
     load_upsampler,
@@ -72,11 +73,12 @@ class PlanModels:
         )
 
     def painter(self, name: str) -> ImageModel:
-        """Load an image model or an inpainting model."""
+        """Load an image model, an inpainting model or an instruction model."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
         if facts.kind == "image":
             return self.image(name)
-        return load_inpaint_model(
+        load = load_instruct_model if facts.kind == "instruct" else load_inpaint_model
+        return load(
             facts.folder,
             base=self.image(facts.base) if facts.base else None,
             subfolder=spec.subfolder,
@@ -139,6 +141,7 @@ def forget_changed_models(plan: Plan) -> None:
     if any(_digests.get(key, digest) != digest for key, digest in wanted.items()):
         for cached in (
             load_image_model,
+            load_instruct_model,
             load_video_model,
             load_controlnet,
             load_t2i_adapter,

@@ -45,6 +45,17 @@ def save_image_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Pat
     return folder
 
 
+def save_instruct_pipeline(folder: Path, *, seed: int = 0) -> Path:
+    """Save an InstructPix2Pix pipeline, its VAE without statistics like the published ones."""
+    save_image_pipeline(folder, seed=seed)
+    save_vae(folder / "vae", seed=seed, latents_mean=None, latents_std=None)
+    _save(new_unet(seed=seed, in_channels=8), folder / "unet")
+    index = folder / "model_index.json"
+    pipeline = {"_class_name": "StableDiffusionInstructPix2PixPipeline"}
+    index.write_text(json.dumps(json.loads(index.read_text()) | pipeline))
+    return folder
+
+
 def save_vae(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Save a VAE with statistics of its latents."""
     torch.manual_seed(seed)
