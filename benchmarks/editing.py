@@ -26,7 +26,7 @@ from latentloom.ops.edges import edges
 from latentloom.ops.fuse import fuse_denoise, weight_schedule
 from latentloom.ops.interpolate import mix
 from latentloom.ops.noise import frame_noise
-from latentloom.ops.sampling import Predict, ddim_step, denoise, invert
+from latentloom.ops.sampling import Predict, denoise, invert
 from latentloom.sprites.caption import caption
 from latentloom.sprites.edits import Task, draw_edit
 from latentloom.sprites.render import render
@@ -142,9 +142,10 @@ class Editor:
         others = (1 - settings.alpha) / (len(names) - 1)
         weights = [settings.alpha] + [others] * (len(names) - 1)
         return fuse_denoise(
-            [ddim_step(self._source(name, settings), self.sampler) for name in names],
+            [self._source(name, settings) for name in names],
             [self.inverted] * len(names),
             weight_schedule(weights, settings.tau, NUM_STEPS, toward=0),
+            self.sampler,
         )
 
     def bivdiff(self, settings: Settings) -> torch.Tensor:

@@ -231,7 +231,8 @@ def to_table(head: str, rows: dict[str, Row]) -> str:
     lines = [f"| {head} | " + " | ".join(title for _, title, _ in COLUMNS) + " |"]
     lines.append("|" + "---|" * (len(COLUMNS) + 1))
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f.format(row[k]) for k, _, f in COLUMNS) + " |")
+        cells = ("-" if math.isnan(row[key]) else f.format(row[key]) for key, _, f in COLUMNS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
