@@ -100,7 +100,7 @@ def test_digest_follows_the_content_of_a_folder(tmp_path: Path, store: Store) ->
     save(tmp_path / "many" / "a.png", value=200)
     assert map_digest(facts, store) != facts.digest
     shutil.rmtree(tmp_path / "many")
-    with pytest.raises(MediaError, match="no folder .*many"):
+    with pytest.raises(MediaError, match=r"no folder .*many"):
         map_digest(facts, store)
 
 
