@@ -11,6 +11,7 @@ from typing import Any
 from latentloom.errors import ModelError
 from latentloom.flows.digests import folder_digest
 from latentloom.flows.texts import recipe_texts
+from latentloom.models.fits import adapter_fault, controlnet_fault
 from latentloom.models.folders import fetch_snapshot, resolve_folder
 from latentloom.models.tokens import dropped_ends
 from latentloom.schemas.base import digest
@@ -64,6 +65,8 @@ def model_facts(
     folder = root / spec.subfolder if spec.subfolder else root
     kind = _kind(name, folder)
     base = _base(name, spec, kind, folder, found)
+    if base is not None:
+        _check_fits(name, kind, folder, recipe.models[base].subfolder, found[base])
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     own = folder_digest(folder, store)
     if spec.variant is not None or spec.weight_name is not None:
@@ -156,6 +159,26 @@ def _base(
     raise ModelError(
         f"models.{name}: is built on {base!r}, which is no image model of the recipe; name one with base"
     )
+
+
+def _check_fits(
+    name: str, kind: ModelKind, folder: Path, subfolder: str | None, base: ModelFacts
+) -> None:
+    """See by their configurations that a condition's model was made for its base.
+
+    Raises:
+        ModelError: If it was not.
+    """
+    unet = _read(Path(base.folder, subfolder or "", "unet", "config.json"))
+    if unet.get("_class_name") != "UNet2DConditionModel":
+        return
+    fault, config = None, _read(folder / "config.json")
+    if kind == "controlnet":
+        fault = controlnet_fault(config, unet)
+    if kind == "t2i_adapter":
+        fault = adapter_fault(config, unet, base.downscale)
+    if fault is not None:
+        raise ModelError(f"models.{name}: {fault}; name another base or model")
 
 
 def _pipeline_fields(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.fits import adapter_fault
 from latentloom.models.image import ImageDenoiser, Residuals
 from latentloom.models.protocols import VAE, Denoiser
 
@@ -132,16 +133,9 @@ def check_adapter_fits(adapter: T2IAdapter, base: ImageDenoiser, vae: VAE) -> No
     Raises:
         ModelError: If they do not; it prints both.
     """
-    config = adapter.module.config
-    if config.adapter_type == "full_adapter_xl":
-        raise ModelError("the T2I-Adapter is one for SDXL, which is not supported")
-    ours = {"channels": tuple(config.channels), "downscale": int(config.downscale_factor)}
-    theirs = {
-        "channels": tuple(base.module.config.block_out_channels),
-        "downscale": vae.downscale,
-    }
-    if ours != theirs:
-        raise ModelError(f"the T2I-Adapter does not fit its base UNet: {ours} against {theirs}")
+    fault = adapter_fault(adapter.module.config, base.module.config, vae.downscale)
+    if fault is not None:
+        raise ModelError(fault)
 
 
 def _levels(use: Adapted, features: torch.Tensor, latents: torch.Tensor) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.fits import controlnet_fault
 from latentloom.models.image import ImageDenoiser, Residuals, Steerable, per_frame
 from latentloom.models.protocols import Denoiser
 
@@ -166,20 +167,6 @@ def check_fits(control_net: ControlNet, base: ImageDenoiser) -> None:
     Raises:
         ModelError: If they do not; it prints both.
     """
-    fields = (
-        "in_channels",
-        "block_out_channels",
-        "layers_per_block",
-        "cross_attention_dim",
-        "down_block_types",
-    )
-    ours, theirs = (
-        {field: _plain(module.config.get(field)) for field in fields}
-        for module in (control_net.module, base.module)
-    )
-    if ours != theirs:
-        raise ModelError(f"the ControlNet does not fit its base UNet: {ours} against {theirs}")
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
+    fault = controlnet_fault(control_net.module.config, base.module.config)
+    if fault is not None:
+        raise ModelError(fault)

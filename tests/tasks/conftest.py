@@ -17,12 +17,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """image, control, colour_control, other_control, t2i_adapter, inpaint, ip_adapter."""
+    """image, control, colour_control, t2i_adapter, inpaint, ip_adapter."""
     root = tmp_path_factory.mktemp("tiny")
     tiny.save_image_pipeline(root / "image")
     tiny.save_controlnet(root / "control")
     tiny.save_controlnet(root / "colour_control", seed=1, conditioning_channels=3)
-    tiny.save_controlnet(root / "other_control", cross_attention_dim=8)
     tiny.save_t2i_adapter(root / "t2i_adapter")
     tiny.save_inpaint_unet(root / "inpaint")
     tiny.save_ip_adapter(root / "ip_adapter")

@@ -332,16 +332,16 @@ def test_controlnet_of_another_unet_is_refused(
     tiny_models: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:
     stage = {"kind": "controlnet", "controlnet": {"model": "other_control"}}
-    plan = compile_edit(tmp_path, tiny_models, tiny_clip, stage)
-    with pytest.raises(ModelError, match=r"does not fit .*dim': 8.* against .*dim': 16"):
-        controlnet_latents(open_canvas(tmp_path, plan))
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    tiny.save_controlnet(models / "other_control", cross_attention_dim=8)
+    with pytest.raises(ModelError, match=r"other_control: .*dim': 8.* against .*dim': 16"):
+        compile_edit(tmp_path, models, tiny_clip, stage)
 
 
 def test_t2i_adapter_of_another_unet_is_refused(
     tiny_models: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:
-    models = shutil.copytree(tiny_models, tmp_path / "models")
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
     tiny.save_t2i_adapter(models / "t2i_adapter", channels=[8, 8])
-    plan = compile_edit(tmp_path, models, tiny_clip, {"kind": "t2i_adapter", "t2i_adapter": {}})
     with pytest.raises(ModelError, match=r"does not fit .*\(8, 8\).* against .*\(8, 16\)"):
-        t2i_adapter_latents(open_canvas(tmp_path, plan))
+        compile_edit(tmp_path, models, tiny_clip, {"kind": "t2i_adapter", "t2i_adapter": {}})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -72,7 +71,7 @@ def _shown(
     adapter = chunk.models.ip_adapter(use.model, model, use.ip_adapter_scale)
     pictures = frames_to_tensor(chunk.reference_frames("ip_adapter", adapter.image_size))
     tokens = adapter.tokens((pictures + 1) / 2)
-    return dataclasses.replace(model, denoiser=adapter.denoiser), tokens
+    return replace(model, denoiser=adapter.denoiser), tokens
 
 
 def noised(canvas: Canvas, sampler: Sampler, strength: float) -> torch.Tensor:
