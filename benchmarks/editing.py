@@ -10,33 +10,43 @@ import functools
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latentloom.models.control import ControlNet, with_control
+from latentloom.models.instruct import instruct_predictor, source_latents
 from latentloom.models.load import (
     ImageModel,
     VideoModel,
     load_controlnet,
     load_image_model,
+    load_instruct_model,
     load_video_model,
 )
 from latentloom.models.predict import predictor
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.edges import edges
 from latentloom.ops.fuse import fuse_denoise, weight_schedule
+from latentloom.ops.inpaint import latent_mask
 from latentloom.ops.interpolate import mix
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import Predict, denoise, invert
 from latentloom.sprites.caption import caption
-from latentloom.sprites.edits import Task, draw_edit
+from latentloom.sprites.edits import Task, draw_edit, instructions
 from latentloom.sprites.render import render
 from latentloom.sprites.scene import Scene
+from latentloom.sprites.truth import tell_truth
 from latentloom.tasks.tensors import frames_to_tensor
 
-Method = Literal["image", "video", "fldm", "bivdiff"]
+Method = Literal["image", "video", "fldm", "bivdiff", "editor", "bivdiff_editor"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
+# Those that use a model made for the task: instructions, or a hole to fill.
+SPECIAL: Final[frozenset[Method]] = frozenset({"editor", "bivdiff_editor"})
 NUM_STEPS: Final = 20
 SEED: Final = 7
+# Pixels of background around what the inpainting model paints anew.
+ROOM: Final = 3
 # The edits after which a sprite's outline is where it was: there all models are held to the source's
 # edges, which would keep the others from happening.
 STEERED: Final[frozenset[Task]] = frozenset({"recolour", "background"})
@@ -57,6 +67,8 @@ class Settings:
     ratio: float = 0.25
     """BIVDiff: weight of the image model's inversion."""
     guidance_scale: float = 3.0
+    image_guidance_scale: float = 1.5
+    """Instructions: how far toward the source."""
     controlnet_conditioning_scale: float = 2.0
 
 
@@ -116,15 +128,16 @@ class Editor:
             "image": functools.partial(self.alone, "image"),
             "video": functools.partial(self.alone, "video"),
             "fldm": self.fldm,
-            "bivdiff": self.bivdiff,
+            "bivdiff": lambda settings: self.bivdiff(self.img2img(settings), settings),
+            "editor": self.special,
+            "bivdiff_editor": lambda settings: self.bivdiff(self.special(settings), settings),
         }
         return self.models.image.vae.decode_latents(ways[method](settings))
 
     @functools.cached_property
     def latents(self) -> torch.Tensor:
         """The source's clean latents `(F, C, h, w)`."""
-        frames = frames_to_tensor(render(self.clip.source, self.clip.num_frames))
-        return self.models.image.vae.encode_latents(frames)
+        return self.models.image.vae.encode_latents(self._frames())
 
     @functools.cached_property
     def inverted(self) -> torch.Tensor:
@@ -148,14 +161,22 @@ class Editor:
             self.sampler,
         )
 
-    def bivdiff(self, settings: Settings) -> torch.Tensor:
-        """Edit each frame, invert the result with both models, mix, and smooth with the video model."""
-        models, start = self.models, self.sampler.start_index(settings.strength)
-        channels, height, width = self.latents.shape[1:]
-        noise = frame_noise(SEED, "edit", range(self.clip.num_frames), (channels, height, width))
-        noisy = self.sampler.add_noise(self.latents, noise, NUM_STEPS - start)
-        edited = denoise(noisy, self._source("image", settings), self.sampler, start=start)
-        # Through pixels, as the stages do: the frames between them may come from anywhere.
+    def img2img(self, settings: Settings) -> torch.Tensor:
+        """Noise each frame, and denoise it with the image model."""
+        start = self.sampler.start_index(settings.strength)
+        noisy = self.sampler.add_noise(self.latents, self._noise(), NUM_STEPS - start)
+        return denoise(noisy, self._source("image", settings), self.sampler, start=start)
+
+    def special(self, settings: Settings) -> torch.Tensor:
+        """Edit each frame by the model made for the task."""
+        insert_or_remove = self.clip.task in ("insert", "remove")
+        predict = self._filled(settings) if insert_or_remove else self._instructed(settings)
+        return denoise(self._noise(), predict, self.sampler)
+
+    def bivdiff(self, edited: torch.Tensor, settings: Settings) -> torch.Tensor:
+        """Invert edited frames' latents with both models, mix, and smooth with the video model."""
+        models = self.models
+        # Through pixels, as the stages do: the frames may come from anywhere.
         clean = models.image.vae.encode_latents(models.image.vae.decode_latents(edited))
         by_image, by_video = (
             invert(clean, self._predict(model, ""), self.sampler)
@@ -163,6 +184,49 @@ class Editor:
         )
         predict = self._predict(models.video, caption(self.clip.target), settings.guidance_scale)
         return denoise(mix(by_image, by_video, settings.ratio), predict, self.sampler)
+
+    def _noise(self) -> torch.Tensor:
+        channels, height, width = self.latents.shape[1:]
+        frames = range(self.clip.num_frames)
+        return frame_noise(SEED, "edit", frames, (channels, height, width))
+
+    def _instructed(self, settings: Settings) -> Predict:
+        model = load_instruct_model("embedded:sprites/instruct")
+        return instruct_predictor(
+            model.denoiser,
+            source_latents(model.vae, self._frames()),
+            model.text.encode([instructions(self.clip.source, self.clip.target)[0]]),
+            negative=model.text.encode([""]),
+            guidance_scale=settings.guidance_scale,
+            image_guidance_scale=settings.image_guidance_scale,
+        )
+
+    def _filled(self, settings: Settings) -> Predict:
+        """Return the inpainting model's prediction; the hole is a box around the sprite."""
+        model = load_image_model("embedded:sprites/inpaint")
+        hole = torch.from_numpy(self._boxes())[:, None].float()
+        known = model.vae.encode_latents(self._frames() * (1 - hole))
+        return predictor(
+            model.denoiser,
+            model.text.encode([caption(self.clip.target, motion=False)]),
+            negative=model.text.encode([""]),
+            guidance=settings.guidance_scale,
+            control=torch.cat([latent_mask(hole, model.vae.downscale), known], 1),
+        )
+
+    def _boxes(self) -> NDArray[np.bool_]:
+        """Return a box `(F, H, W)` around the sprite before and after, a little larger."""
+        clip = self.clip
+        before, after = (tell_truth(s, clip.num_frames).mask for s in (clip.source, clip.target))
+        boxes = np.zeros_like(before)
+        for box, covered in zip(boxes, before | after, strict=True):
+            rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
+            top, left = max(rows[0] - ROOM, 0), max(columns[0] - ROOM, 0)
+            box[top : rows[-1] + 1 + ROOM, left : columns[-1] + 1 + ROOM] = True
+        return boxes
+
+    def _frames(self) -> torch.Tensor:
+        return frames_to_tensor(render(self.clip.source, self.clip.num_frames))
 
     def _source(self, name: str, settings: Settings) -> Predict:
         """Return a denoiser under the target's caption; a still picture has no motion to name."""

@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods [--clips 20] [--tasks recolour,reshape] [--out docs/methods] [--json]
     python -m benchmarks.methods --sweep alpha [--clips 10] [--tasks recolour]
+    python -m benchmarks.methods --methods fldm,editor,bivdiff_editor
     python -m benchmarks.methods --cost
 
 Clips were held out from training. With `--out` the tables are written as Markdown and the sweeps as plots.
@@ -18,12 +19,22 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 
-from benchmarks.editing import METHODS, SOURCES, STEERED, Clip, Editor, Method, Models, Settings
+from benchmarks.editing import (
+    METHODS,
+    SOURCES,
+    SPECIAL,
+    STEERED,
+    Clip,
+    Editor,
+    Method,
+    Models,
+    Settings,
+)
 from latentloom.models.contrastive import Contrastive, load_contrastive
 from latentloom.ops.metrics import frame_consistency, psnr, text_alignment
 from latentloom.sprites.caption import caption
@@ -34,6 +45,7 @@ from latentloom.tasks.group import peak_rss_bytes
 from latentloom.tasks.tensors import frames_to_array
 
 Row = dict[str, float]
+Name = TypeVar("Name", bound=str)
 # Neither a setting nor a model was chosen on clips from here on.
 FIRST_SEED: Final = 1_002_000
 SWEEPS: Final[dict[str, tuple[Method, str, tuple[float, ...]]]] = {
@@ -47,6 +59,8 @@ TITLES: Final = {
     "video": "video model alone",
     "fldm": "FLDM",
     "bivdiff": "BIVDiff",
+    "editor": "the task's own editor, frame by frame",
+    "bivdiff_editor": "BIVDiff on the task's own editor",
     "target": "the target itself, through the VAE",
 }
 # Key of a row, its title in tables, and its format.
@@ -94,14 +108,16 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Row]]:
     tables: dict[str, dict[str, Row]] = {}
     parts = [f"# Methods on {options.clips} held-out clips per task\n", LEGEND]
     for task in options.tasks:
-        rows: dict[str, list[Row]] = {name: [] for name in (*METHODS, "target")}
+        rows: dict[str, list[Row]] = {name: [] for name in (*options.methods, "target")}
         for clip in _clips(task, options):
             editor = Editor(models, clip)
             rows["target"].append(judge.target(editor))
-            for method in METHODS:
+            for method in options.methods:
                 rows[method].append(judge.score(clip, editor.edit(method, Settings())))
         tables[task] = {name: means(of, rows["target"]) for name, of in rows.items()}
-        steered = "" if task not in STEERED else ", all models held to the source's edges"
+        steered = (
+            "" if task not in STEERED else ", image and video model held to the source's edges"
+        )
         table = to_table("method", {TITLES[k]: v for k, v in tables[task].items()})
         parts.append(f"## {task}{steered}\n\n{table}")
         print(parts[-1], flush=True)
@@ -140,7 +156,7 @@ def cost(options: argparse.Namespace) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     lines = ["| method | seconds a frame | peak memory, MiB | beyond libraries and models, MiB |"]
     lines.append("|---|---|---|---|")
-    for method in METHODS:
+    for method in options.methods:
         arguments = ["--cost-of", method, "--frames", str(options.frames)]
         arguments += ["--threads", str(options.threads)]
         command = [sys.executable, "-m", "benchmarks.methods", *arguments]
@@ -275,9 +291,17 @@ def _write(folder: Path | None, name: str, text: str) -> None:
 
 
 def _tasks(text: str) -> list[Task]:
-    names = [task for name in text.split(",") for task in TASKS if task == name.strip()]
+    return _named(text, TASKS)
+
+
+def _methods(text: str) -> list[Method]:
+    return _named(text, METHODS)
+
+
+def _named(text: str, known: tuple[Name, ...]) -> list[Name]:
+    names = [one for part in text.split(",") for one in known if one == part.strip()]
     if len(names) != len(text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: tasks are {', '.join(TASKS)}")
+        raise argparse.ArgumentTypeError(f"{text!r}: choose of {', '.join(known)}")
     return names
 
 
@@ -286,6 +310,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip: one window")
     parser.add_argument("--tasks", type=_tasks, default=list(TASKS), help="separated by commas")
+    parser.add_argument(
+        "--methods",
+        type=_methods,
+        default=[method for method in METHODS if method not in SPECIAL],
+        help=f"separated by commas, of {', '.join(METHODS)}",
+    )
     parser.add_argument("--sweep", choices=list(SWEEPS), help="vary one setting on the first task")
     parser.add_argument("--cost", action="store_true", help="measure time and memory instead")
     parser.add_argument("--cost-of", choices=METHODS, help=argparse.SUPPRESS)
