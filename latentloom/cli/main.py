@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from latentloom.cli import batches, recipes, runs, stores
+from latentloom.cli import batches, models, recipes, runs, stores
 from latentloom.cli.options import read_config
 from latentloom.errors import InterruptedRunError, LatentloomError
 
@@ -39,6 +39,7 @@ _COMMANDS = (
     stores.prune,
     stores.du,
     stores.export,
+    models.convert_model,
     recipes.init,
     batches.batch,
     batches.submit,

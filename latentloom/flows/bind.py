@@ -32,6 +32,7 @@ from latentloom.schemas.stages import (
     SmoothStage,
     Stage,
     UpsampleStage,
+    UpscaleStage,
 )
 
 Shape = tuple[int, ...]
@@ -168,22 +169,26 @@ class _Binder:
                 self._fault(
                     f"model {name!r} is of kind {model.kind}{_channels(model)}; {role} needs {wanted}"
                 )
-        if len(self.faults) == before:
+        # An upscaler has latents of its own, and exchanges frames alone.
+        if len(self.faults) == before and not isinstance(stage, UpscaleStage):
             self._latent_spaces_agree(stage)
         return len(self.faults) == before
 
     def _latent_spaces_agree(self, stage: Stage) -> None:
         spaces = {
-            name: (self.facts.models[name].downscale, self.facts.models[name].latent_channels)
-            for name in stage_models(stage).values()
+            name: _latent_space(self.facts.models[name]) for name in stage_models(stage).values()
         }
         for name, model in self.facts.models.items():
             if model.kind == "image" and name == "image":
-                spaces.setdefault(name, (model.downscale, model.latent_channels))
+                spaces.setdefault(name, _latent_space(model))
         if len(set(spaces.values())) > 1:
-            listed = ", ".join(f"{n}: factor {f}, {c} channels" for n, (f, c) in spaces.items())
+            listed = ", ".join(
+                f"{n}: factor {f}, {c} channels, scaling factor {s:g}"
+                for n, (f, c, s) in spaces.items()
+            )
             self._fault(
-                f"models do not share a latent space ({listed}); choose models of one family"
+                f"models do not share a latent space ({listed}); choose models of one family, or"
+                " name the VAE of one that differs with models.*.vae"
             )
 
     def _schedule_fits(self, stage: Stage) -> None:
@@ -356,6 +361,12 @@ class _Binder:
         if isinstance(stage, UpsampleStage):
             channels, height, width = read[0].frame_shape
             return (channels, 2 * height, 2 * width), (2 * pixels[0], 2 * pixels[1])
+        if isinstance(stage, UpscaleStage):
+            factor = self.facts.models[stage.model].downscale
+            return (factor * pixels[0], factor * pixels[1], 3), (
+                factor * pixels[0],
+                factor * pixels[1],
+            )
         if isinstance(stage, OutpaintEdit):
             height, width = pixels
             pixels = (height + stage.top + stage.bottom, width + stage.left + stage.right)
@@ -407,7 +418,13 @@ def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
         return ("video",)
     if isinstance(stage, InstructPix2PixEdit):
         return ("instruct",)
+    if isinstance(stage, UpscaleStage):
+        return ("upscaler",)
     return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)
+
+
+def _latent_space(model: ModelFacts) -> tuple[int, int, float]:
+    return model.downscale, model.latent_channels, model.scaling_factor
 
 
 def _frozen(scheduler: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

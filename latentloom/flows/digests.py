@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentloom.schemas.base import digest
 from latentloom.storage.store import Store
 
-MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 _BLOCK = 1 << 20
 
 
@@ -27,9 +27,8 @@ def file_digest(path: Path, store: Store) -> str:
     return hasher.hexdigest()
 
 
-def folder_digest(folder: Path, store: Store) -> str:
-    """Return a digest over the names and contents of a model's files."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_SUFFIXES)
+def files_digest(folder: Path, files: Sequence[Path], store: Store) -> str:
+    """Return a digest over the names and contents of files in a folder."""
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     name = digest(
         [str(folder.resolve()), *([rel, stat.st_size, stat.st_mtime_ns] for rel, stat in stats)]

@@ -122,7 +122,7 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
         )
     if not models:
         return held + 2 * frames * prod(stage.frame_shape)
-    if stage.op in ("encode", "decode", "edit"):
+    if stage.op in ("encode", "decode", "edit", "upscale"):
         pixels = _pixels(stage, models[0].downscale)
         channels = 12 if models[0].standin else 4 * models[0].vae_channels
         batch = min(recipe.numerics.micro_batch, max(frames, recipe.numerics.micro_batch))

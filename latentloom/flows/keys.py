@@ -32,6 +32,7 @@ from latentloom.schemas.stages import (
     SmoothStage,
     Stage,
     UpsampleStage,
+    UpscaleStage,
 )
 
 Ratios = tuple[tuple[int, float], ...]
@@ -46,6 +47,7 @@ OP_VERSIONS = {
     "mix": 1,
     "smooth": 1,
     "upsample": 1,
+    "upscale": 1,
     "decode": 1,
     "encode_video": 1,
 }
@@ -121,7 +123,7 @@ def draws_noise(stage: Stage) -> bool:
         return any(source.start == "noise" for source in stage.sources)
     if isinstance(stage, Prompt2PromptEdit):
         return False
-    return isinstance(stage, EditStage | UpsampleStage)
+    return isinstance(stage, EditStage | UpsampleStage | UpscaleStage)
 
 
 def stage_fields(
@@ -195,7 +197,7 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
             scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
             values[f"sources.{index}"] = _conditioning(text, prompts, scale)
         return values
-    if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | EditStage):
+    if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | UpscaleStage | EditStage):
         text = _prompt_text(stage.prompt, prompts, instruct=isinstance(stage, EditStage))
         values = _conditioning(text, prompts, stage.guidance_scale)
         if isinstance(stage, InstructPix2PixEdit) and stage.image_guidance_scale != 1:

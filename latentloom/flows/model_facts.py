@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from latentloom.errors import ModelError
-from latentloom.flows.digests import folder_digest
+from latentloom.flows.digests import file_digest, files_digest
 from latentloom.flows.texts import recipe_texts
 from latentloom.models.fits import adapter_fault, controlnet_fault
-from latentloom.models.folders import fetch_snapshot, resolve_folder
+from latentloom.models.folders import (
+    fetch_snapshot,
+    find_lora,
+    is_of_variant,
+    require_safetensors,
+    resolve_folder,
+)
 from latentloom.models.tokens import dropped_ends
 from latentloom.schemas.base import digest
-from latentloom.schemas.facts import ModelDtype, ModelFacts, ModelKind
+from latentloom.schemas.facts import LoraFacts, ModelDtype, ModelFacts, ModelKind
 from latentloom.schemas.recipe import ModelSpec, Recipe
 from latentloom.storage.store import Store
 
@@ -41,8 +47,22 @@ DDIM_DEFAULTS = {
     "rescale_betas_zero_snr": False,
 }
 """What diffusers' DDIMScheduler takes for a field that a configuration leaves out."""
+DEFAULT_SCALING_FACTOR = 0.18215
+"""What diffusers' AutoencoderKL takes where its configuration, as Stable Diffusion 1.x's, names none."""
 MAX_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
+_PARTS = ("unet", "vae", "text_encoder")
+_MORE_PARTS = ("image_encoder", "tokenizer", "scheduler", "low_res_scheduler")
+_OF_VAE = ("downscale", "vae_channels", "scaling_factor")
+_INHERITED = (
+    *_OF_VAE,
+    "latent_channels",
+    "latent_multiple",
+    "max_channels",
+    "scheduler",
+    "dropped",
+)
+_TEXT_SUFFIXES = (".json", ".txt", ".model")
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -68,24 +88,34 @@ def model_facts(
     if base is not None:
         _check_fits(name, kind, folder, recipe.models[base].subfolder, found[base])
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
-    own = folder_digest(folder, store)
-    if spec.variant is not None or spec.weight_name is not None:
-        own = digest([own, spec.variant, spec.weight_name])
+    _check_weights(folder, spec.variant)
+    loras = _loras(name, spec, kind, store)
     fields: dict[str, Any] = {}
     if base is not None:
-        inherited = ("downscale", "latent_channels", "latent_multiple", "vae_channels", "scheduler")
-        fields = {field: getattr(found[base], field) for field in (*inherited, "dropped")}
-        fields["max_channels"] = found[base].max_channels
+        fields = {field: getattr(found[base], field) for field in _INHERITED}
     fields |= _pipeline_fields(folder) | _adapter_fields(folder)
     if (folder / "tokenizer").is_dir():
         fields["dropped"] = dropped_ends(folder, recipe_texts(recipe))
+    if spec.vae is not None:
+        other = _vae(name, spec.vae, kind, found)
+        fields |= {field: getattr(other, field) for field in _OF_VAE}
+    changes = spec.scheduler.model_dump(exclude_none=True)
+    if changes:
+        fields["scheduler"] = fields.get("scheduler", {}) | _known(changes)
+    files = _files(folder, spec.variant, spec.weight_name)
+    parts: list[Any] = [files_digest(folder, files, store)]
+    parts += [name for name in (spec.variant, spec.weight_name) if name is not None]
+    parts += [found[other].digest for other in (base, spec.vae) if other is not None]
+    parts += [[lora.digest, lora.scale] for lora in loras] + ([changes] if changes else [])
     return ModelFacts(
         kind=kind,
         folder=str(root),
-        digest=own if base is None else digest([own, found[base].digest]),
+        digest=parts[0] if len(parts) == 1 else digest(parts),
         dtype=dtype,
-        parameter_bytes=_num_parameters(folder) * _ITEM_BYTES[dtype],
+        parameter_bytes=_num_parameters(files) * _ITEM_BYTES[dtype],
         base=base,
+        loras=loras,
+        vae=spec.vae,
         **fields,
     )
 
@@ -93,11 +123,50 @@ def model_facts(
 def _root(spec: ModelSpec) -> Path:
     if spec.path is not None:
         return resolve_folder(spec.path)
-    return fetch_snapshot(spec.repo_id or "", revision=spec.revision, variant=spec.variant)
+    return fetch_snapshot(
+        spec.repo_id or "", revision=spec.revision, variant=spec.variant, also=spec.weight_name
+    )
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    """Check that each part with a configuration has weights, before a run waits for them."""
+    for part in (folder, *(folder / name for name in _PARTS)):
+        config = _read(part / "config.json")
+        named = config.get("_class_name") or "".join(config.get("architectures") or ())
+        if config and not named.startswith("StandIn"):
+            require_safetensors(part, variant)
+
+
+def _loras(name: str, spec: ModelSpec, kind: ModelKind, store: Store) -> tuple[LoraFacts, ...]:
+    if spec.loras and kind not in ("image", "video"):
+        raise ModelError(f"models.{name}.loras: a model of kind {kind} takes none; remove them")
+    found = []
+    for lora in spec.loras:
+        if lora.path is not None:
+            root = Path(lora.path)
+        else:
+            only = lora.weight_name or "*.safetensors"
+            root = fetch_snapshot(lora.repo_id or "", revision=lora.revision, only=only)
+        file = find_lora(root / lora.subfolder if lora.subfolder else root, lora.weight_name)
+        _count(file)
+        found.append(LoraFacts(file=str(file), digest=file_digest(file, store), scale=lora.scale))
+    return tuple(found)
+
+
+def _vae(name: str, wanted: str, kind: ModelKind, found: Mapping[str, ModelFacts]) -> ModelFacts:
+    if kind not in ("image", "video"):
+        raise ModelError(f"models.{name}.vae: a model of kind {kind} has no VAE; remove it")
+    if wanted not in found or found[wanted].kind not in ("image", "vae"):
+        raise ModelError(
+            f"models.{name}.vae: {wanted!r} is neither an image model nor a VAE of the recipe"
+        )
+    return found[wanted]
 
 
 def _kind(name: str, folder: Path) -> ModelKind:
     own = _read(folder / "config.json").get("_class_name")
+    if own == "AutoencoderKL":
+        return "vae"
     if own == "MotionAdapter":
         return "video"
     if own == "ControlNetModel":
@@ -120,8 +189,10 @@ def _kind(name: str, folder: Path) -> ModelKind:
 
 
 def _kind_of_image_unet(unet: Mapping[str, Any]) -> ModelKind:
-    """Tell by what lies beside the latents: nothing, others, or a mask and what it leaves over."""
+    """Tell by what lies beside the latents: nothing, others, a frame, or a mask and what it leaves over."""
     taken, made = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if taken == made + 3:
+        return "upscaler"
     if taken == 2 * made + 1:
         return "inpaint"
     if taken != 2 * made:
@@ -145,14 +216,14 @@ def _base(
     name: str, spec: ModelSpec, kind: ModelKind, folder: Path, found: Mapping[str, ModelFacts]
 ) -> str | None:
     stands_alone = (
-        kind == "image"
+        kind in ("image", "vae", "upscaler")
         or (kind == "video" and (folder / "unet").is_dir())
         or (kind == "inpaint" and (folder / "vae").is_dir())
     )
     if kind == "instruct" and spec.base is None and (folder / "vae").is_dir():
         return None
     base = spec.base or "image"
-    if base in found and found[base].kind == "image" and kind != "image":
+    if base in found and found[base].kind == "image" and kind not in ("image", "vae", "upscaler"):
         return base
     if stands_alone and spec.base is None:
         return None
@@ -184,6 +255,8 @@ def _check_fits(
 def _pipeline_fields(folder: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     unet, vae = _read(folder / "unet" / "config.json"), _read(folder / "vae" / "config.json")
+    own = _read(folder / "config.json")
+    vae = own if own.get("_class_name") == "AutoencoderKL" else vae
     if levels := unet.get("block_out_channels"):
         fields |= {"max_channels": max(levels), "latent_multiple": 2 ** (len(levels) - 1)}
     if unet:
@@ -193,6 +266,7 @@ def _pipeline_fields(folder: Path) -> dict[str, Any]:
         fields |= _lengths(unet)
     if levels := vae.get("block_out_channels"):
         fields |= {"downscale": 2 ** (len(levels) - 1), "vae_channels": levels[0]}
+        fields["scaling_factor"] = vae.get("scaling_factor", DEFAULT_SCALING_FACTOR)
     if scheduler := _read(folder / "scheduler" / "scheduler_config.json"):
         fields["scheduler"] = _scheduler(scheduler)
     return fields
@@ -211,15 +285,38 @@ def _lengths(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
-    given = {field: config[field] for field in SCHEDULER_FIELDS if config.get(field) is not None}
-    fields: dict[str, Any] = {**DDIM_DEFAULTS, **given}
+    fields: dict[str, Any] = {**DDIM_DEFAULTS, **_known(config)}
     # Sampling knows two spacings; every other one is walked as leading.
     trailing = config.get("timestep_spacing") == "trailing"
     return fields | {"timestep_spacing": "trailing" if trailing else "leading"}
 
 
-def _num_parameters(folder: Path) -> int:
-    return sum(_count(path) for path in folder.rglob("*.safetensors"))
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a scheduler's configuration that sampling depends on."""
+    wanted = (*SCHEDULER_FIELDS, "timestep_spacing")
+    return {field: config[field] for field in wanted if config.get(field) is not None}
+
+
+def _files(folder: Path, variant: str | None, weight_name: str | None) -> list[Path]:
+    """Return the files that are loaded: others of a snapshot come and go with other uses of it."""
+    found = []
+    whole_pipeline = (folder / "unet").is_dir()
+    for part in (folder, *(folder / name for name in (*_PARTS, *_MORE_PARTS))):
+        inside = sorted(part.iterdir()) if part.is_dir() else []
+        found += [path for path in inside if path.suffix in _TEXT_SUFFIXES and path.is_file()]
+        if part == folder and whole_pipeline:
+            continue
+        wanted = weight_name if part == folder else None
+        found += [
+            path
+            for path in inside
+            if path.name == wanted or (wanted is None and is_of_variant(path.name, variant))
+        ]
+    return sorted(found)
+
+
+def _num_parameters(files: Sequence[Path]) -> int:
+    return sum(_count(path) for path in files if path.suffix == ".safetensors")
 
 
 def _count(path: Path) -> int:

@@ -145,7 +145,7 @@ def resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:
     found: dict[str, ModelFacts] = {}
     waiting = dict(recipe.models)
     while waiting:
-        ready = [name for name, spec in waiting.items() if (spec.base or "") not in waiting]
+        ready = [n for n, spec in waiting.items() if not waiting.keys() & {spec.base, spec.vae}]
         if not ready:
             raise ModelError(f"models {', '.join(sorted(waiting))} are built on one another")
         for name in sorted(ready, key=lambda name: name != "image"):

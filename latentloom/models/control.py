@@ -40,12 +40,15 @@ class ControlNet:
             latents: `(F, C, h, w)`.
             timestep: The UNet's timestep.
             text: `(1, L, D)` or `(F, L, D)`.
-            condition: `(F, condition_channels, H, W)` in [0, 1], at the frames' own size.
+            condition: `(F, condition_channels, H, W)` in [0, 1], at the frames' own size; one channel
+                is repeated for all, since the ControlNets of Stable Diffusion read edges as a picture.
             scale: Strength of the condition; 0 removes it, 1 is as trained.
 
         Raises:
             ModelError: If the condition has another number of channels or frames.
         """
+        if condition.shape[1] == 1:
+            condition = condition.expand(-1, self.condition_channels, -1, -1)
         if condition.shape[:2] != (len(latents), self.condition_channels):
             raise ModelError(
                 f"the ControlNet takes {self.condition_channels} channels for each of "

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.offload import execution_device
 from latentloom.models.protocols import Denoiser
 from latentloom.ops.sampling import PredictionType, to_epsilon
 
@@ -83,7 +84,7 @@ class ImageDenoiser:
     @property
     def device(self) -> torch.device:
         """Where tensors go."""
-        return torch.device(self.module.device)
+        return execution_device(self.module)
 
     def predict(
         self,

@@ -15,9 +15,11 @@ from latentloom.errors import ModelError
 from latentloom.models import standin
 from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
-from latentloom.models.folders import resolve_folder
+from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.image import ImageDenoiser, Prediction
 from latentloom.models.instruct import InstructDenoiser
+from latentloom.models.lora import Lora, merge_loras
+from latentloom.models.offload import place
 from latentloom.models.pretrained import (
     class_name,
     find_weights,
@@ -31,8 +33,11 @@ from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
 from latentloom.models.upsample import Upsampler
-from latentloom.models.vae import KLAutoencoder, check_same_latent_space
+from latentloom.models.vae import check_same_latent_space, load_kl_autoencoder
 from latentloom.models.video import VideoDenoiser, inflate
+
+Changes = tuple[tuple[str, object], ...]
+"""Fields and their new values, as something that a cache can look up."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +50,7 @@ class ImageModel:
     schedule: Schedule
     dtype: str
     device: str
+    offload: bool = False
 
     def sampler(self, num_inference_steps: int) -> Sampler:
         """Return DDIM and its inverse with N steps."""
@@ -73,7 +79,10 @@ def load_image_model(
     variant: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    offload: bool = False,
     vae: VAE | None = None,
+    loras: tuple[Lora, ...] = (),
+    scheduler: Changes = (),
 ) -> ImageModel:
     """Load a text-to-image model from a pipeline folder.
 
@@ -83,20 +92,24 @@ def load_image_model(
         variant: As in diffusers, `fp16` for instance.
         dtype: What it computes in.
         device: Where it goes.
+        offload: Whether it is there only while it runs.
         vae: Another VAE than the folder's.
+        loras: Merged into its weights.
+        scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device}
-    schedule = Schedule.from_folder(root / "scheduler")
+    root = inside(resolve_folder(folder), subfolder)
+    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
+    schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     own_vae = vae if vae is not None else load_vae(root / "vae", **options)
     denoiser = _load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
     _check_channels(root, denoiser, own_vae)
     text = _load_text(root, options)
-    return ImageModel(own_vae, text, denoiser, schedule, dtype, device)
+    _merge(loras, denoiser, text)
+    return ImageModel(own_vae, text, denoiser, schedule, dtype, device, offload)
 
 
 @functools.lru_cache(maxsize=8)
@@ -108,7 +121,10 @@ def load_video_model(
     variant: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    offload: bool = False,
     vae: VAE | None = None,
+    loras: tuple[Lora, ...] = (),
+    scheduler: Changes = (),
 ) -> VideoModel:
     """Load a video model: a motion adapter on a base, or a pipeline of its own.
 
@@ -120,23 +136,28 @@ def load_video_model(
         variant: As in diffusers.
         dtype: What it computes in; an adapter's is its base's.
         device: Where it goes; an adapter's is its base's.
+        offload: Whether it is there only while it runs; an adapter's is its base's.
         vae: The VAE named explicitly. Without it the folder's must share the base's latent space.
+        loras: Merged into its weights; an adapter's can change the UNet alone.
+        scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device}
+    root = inside(resolve_folder(folder), subfolder)
+    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
     if (root / "config.json").is_file():
-        return _load_adapter(root, _required(base, root), variant, vae)
-    schedule = Schedule.from_folder(root / "scheduler")
+        on = _required(base, root)
+        return _load_adapter(root, on, variant, vae, loras, dict(scheduler))
+    schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     classes = ("UNetMotionModel", "UNet3DConditionModel")
     denoiser = _load_denoiser(root / "unet", schedule, classes, options)
     own_text = (root / "text_encoder").is_dir()
     text = _load_text(root, options) if own_text else _required(base, root).text
     chosen = vae if vae is not None else _shared_vae(root, base, options)
     _check_channels(root, denoiser, chosen)
+    _merge(loras, denoiser, text if own_text else None)
     return VideoModel(chosen, text, denoiser, schedule)
 
 
@@ -154,7 +175,7 @@ def load_controlnet(
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
         PolicyError: If the class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     control_net = ControlNet(
         load_component(
             root,
@@ -162,6 +183,7 @@ def load_controlnet(
             variant=variant,
             dtype=base.dtype,
             device=base.device,
+            offload=base.offload,
         )
     )
     check_fits(control_net, _real_base(base, root))
@@ -182,7 +204,7 @@ def load_t2i_adapter(
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
         PolicyError: If the class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     adapter = T2IAdapter(
         load_component(
             root,
@@ -218,7 +240,7 @@ def load_ip_adapter(
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
         PolicyError: If the class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     encoder = load_component(
         root / "image_encoder",
         expected=("CLIPVisionModelWithProjection",),
@@ -253,7 +275,7 @@ def load_inpaint_model(
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     options = {"variant": variant, "dtype": dtype, "device": device}
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else _required(base, root).schedule
@@ -279,13 +301,14 @@ def load_upsampler(
         ModelError: If it is missing or damaged, or does not fit the base's latents or text.
         PolicyError: If the class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     module = load_component(
         root / "unet",
         expected=("UNet2DConditionModel",),
         variant=variant,
         dtype=base.dtype,
         device=base.device,
+        offload=base.offload,
     )
     config, channels = module.config, base.vae.channels
     if (config.in_channels, config.out_channels) != (2 * channels, channels):
@@ -321,7 +344,7 @@ def load_instruct_model(
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
-    root = _inside(resolve_folder(folder), subfolder)
+    root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "dtype": dtype, "device": device}
     schedule = Schedule.from_folder(root / "scheduler")
     module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
@@ -340,7 +363,13 @@ def load_instruct_model(
 
 @functools.lru_cache(maxsize=8)
 def load_vae(
-    folder: str | Path, *, variant: str | None = None, dtype: str = "float32", device: str = "cpu"
+    folder: str | Path,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    offload: bool = False,
 ) -> VAE:
     """Load a VAE from its own folder, or from the `vae/` of a pipeline's.
 
@@ -348,34 +377,40 @@ def load_vae(
         ModelError: If it is missing or damaged.
         PolicyError: If the class is not allowed or weights are pickled.
     """
-    root = resolve_folder(folder)
+    root = inside(resolve_folder(folder), subfolder)
     root = root / "vae" if (root / "vae").is_dir() else root
     config = read_config(root / "config.json")
     if class_name(config) == "StandInVAE":
         return standin.load_vae(root, device)
-    # Such VAEs overflow in float16, says their config.
-    upcast = dtype == "float16" and bool(config.get("force_upcast", True))
-    return KLAutoencoder(
-        load_component(
-            root,
-            expected=("AutoencoderKL",),
-            variant=variant,
-            dtype="float32" if upcast else dtype,
-            device=device,
-        )
-    )
+    return load_kl_autoencoder(root, variant=variant, dtype=dtype, device=device, offload=offload)
 
 
-def _load_adapter(root: Path, base: ImageModel, variant: str | None, vae: VAE | None) -> VideoModel:
+def _load_adapter(
+    root: Path,
+    base: ImageModel,
+    variant: str | None,
+    vae: VAE | None,
+    loras: tuple[Lora, ...],
+    scheduler: dict[str, object],
+) -> VideoModel:
     image = _real_base(base, root)
-    adapter = load_component(
-        root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype, device=base.device
-    )
-    module = inflate(image, adapter).to(base.device)
+    adapter = load_component(root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype)
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
+    schedule = schedule.changed(scheduler)
+    module = place(inflate(image, adapter), base.device, offload=base.offload)
     denoiser = VideoDenoiser(module, _prediction(schedule))
+    _merge(loras, denoiser, None)
     return VideoModel(vae if vae is not None else base.vae, base.text, denoiser, schedule)
+
+
+def _merge(loras: tuple[Lora, ...], denoiser: Denoiser, text: TextEncoder | None) -> None:
+    if not loras:
+        return
+    if not isinstance(denoiser, ImageDenoiser | VideoDenoiser):
+        raise ModelError(f"{type(denoiser).__name__} takes no LoRA; remove its loras")
+    encoder = text.module if isinstance(text, CLIPText) else None
+    merge_loras(loras, unet=denoiser.module, text_encoder=encoder)
 
 
 def _load_denoiser(
@@ -434,11 +469,3 @@ def _required(base: ImageModel | None, root: Path) -> ImageModel:
     if base is None:
         raise ModelError(f"{root} is built on an image model; name it with `base`")
     return base
-
-
-def _inside(root: Path, subfolder: str | None) -> Path:
-    if subfolder is None:
-        return root
-    if ".." in Path(subfolder).parts or Path(subfolder).is_absolute():
-        raise ModelError(f"{subfolder} leaves {root}")
-    return root / subfolder

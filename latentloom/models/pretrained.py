@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 
 from latentloom.errors import ModelError, PolicyError
+from latentloom.models.folders import require_safetensors
+from latentloom.models.offload import place
 
 # Class in a config -> library that has it. Nothing else is instantiated.
 ALLOWED_CLASSES: Final = {
@@ -81,6 +83,7 @@ def load_component(
     dtype: str = "float32",
     device: str = "cpu",
     variant: str | None = None,
+    offload: bool = False,
 ) -> Any:
     """Load a module with its weights.
 
@@ -90,13 +93,14 @@ def load_component(
         dtype: What it computes in, whatever dtype the file has.
         device: Where it goes.
         variant: As in diffusers: `fp16` reads `diffusion_pytorch_model.fp16.safetensors`.
+        offload: Whether it is there only while it runs.
 
     Raises:
         ModelError: If a file is missing or damaged, or the weights do not fit the config.
         PolicyError: If the class is not allowed or there are only pickled weights.
     """
     name = allowed_class(read_config(folder / "config.json"), folder, expected)
-    _require_safetensors(folder, variant)
+    require_safetensors(folder, variant)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     home = ALLOWED_CLASSES[name]
@@ -117,7 +121,7 @@ def load_component(
         raise ModelError(
             f"{folder} lacks {len(missing)} weights of {name}, among them {missing[0]}"
         )
-    return module.to(device).eval().requires_grad_(False)
+    return place(module.eval().requires_grad_(False), device, offload=offload)
 
 
 def find_weights(folder: Path, name: str | None) -> Path:
@@ -127,7 +131,7 @@ def find_weights(folder: Path, name: str | None) -> Path:
         ModelError: If it is not there, or there are several and none is named.
         PolicyError: If there are only pickled weights.
     """
-    _require_safetensors(folder, None)
+    require_safetensors(folder, None)
     found = sorted(path for path in folder.glob("*.safetensors") if name in (None, path.name))
     if len(found) != 1:
         listed = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
@@ -182,18 +186,3 @@ def load_tokenizer(folder: Path) -> Any:
         )
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded as a tokenizer: {error}") from error
-
-
-def _require_safetensors(folder: Path, variant: str | None) -> None:
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    stems = [f.removesuffix(".safetensors") for f in files if f.endswith(".safetensors")]
-    if any(f".{variant}" in stem if variant else "." not in stem for stem in stems):
-        return
-    pickled = [f for f in files if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickled:
-        raise PolicyError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when loaded; "
-            f"run `latentloom convert-model {folder}` and use what it writes"
-        )
-    of_variant = f" of variant {variant!r}" if variant else ""
-    raise ModelError(f"{folder} holds no safetensors weights{of_variant}")

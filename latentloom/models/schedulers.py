@@ -56,8 +56,12 @@ class Schedule:
     config: Mapping[str, Any]
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Schedule:
+    def from_folder(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Schedule:
         """Read `scheduler_config.json`.
+
+        Args:
+            folder: That has it.
+            changes: Fields that replace the file's.
 
         Raises:
             ModelError: If it is missing or damaged.
@@ -70,7 +74,11 @@ class Schedule:
                 f"{folder} names the scheduler {name}, which is not one of those that convert to "
                 f"DDIM: {', '.join(sorted(CONVERTIBLE))}"
             )
-        return cls(config)
+        return cls(config | dict(changes or {}))
+
+    def changed(self, changes: Mapping[str, Any]) -> Schedule:
+        """Return a schedule with other values of some fields."""
+        return Schedule({**self.config, **changes})
 
     @property
     def prediction_type(self) -> PredictionType:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latentloom.models.offload import execution_device
 from latentloom.ops.words import split_words
 
 
@@ -53,5 +54,5 @@ class CLIPText:
             truncation=True,
             return_tensors="pt",
         )
-        hidden = self.module(tokens.input_ids.to(self.module.device))[0]
+        hidden = self.module(tokens.input_ids.to(execution_device(self.module)))[0]
         return torch.as_tensor(hidden.float())

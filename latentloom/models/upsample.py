@@ -13,6 +13,7 @@ import torch
 
 from latentloom.errors import ModelError
 from latentloom.models.image import Prediction, per_frame
+from latentloom.models.offload import execution_device
 from latentloom.models.schedulers import Sampler, Schedule
 
 FACTOR: Final = 2
@@ -20,7 +21,10 @@ FACTOR: Final = 2
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UpsampleDenoiser:
-    """`UNet2DConditionModel` with 2C input channels; `control` comes from `Upsampler.condition`."""
+    """`UNet2DConditionModel` that reads a condition beside its latents, and how noisy that is.
+
+    `control` comes from `Upsampler.condition`, C channels, or `Upscaler.condition`, 3.
+    """
 
     module: Any
     prediction: Prediction
@@ -37,7 +41,7 @@ class UpsampleDenoiser:
     @property
     def device(self) -> torch.device:
         """Where tensors go."""
-        return torch.device(self.module.device)
+        return execution_device(self.module)
 
     @torch.inference_mode()
     def predict(
@@ -50,11 +54,13 @@ class UpsampleDenoiser:
         """Predict the noise in large latents; see `Denoiser.predict`.
 
         Raises:
-            ModelError: If there are no small latents, or they do not fit the large ones.
+            ModelError: If there is no condition, or it does not fit the latents.
         """
-        if [part.shape for part in control] != [latents.shape]:
+        extra = int(self.module.config.in_channels) - self.channels
+        expected = (len(latents), extra, *latents.shape[2:])
+        if [part.shape for part in control] != [expected]:
             given = ", ".join(f"shape {tuple(part.shape)}" for part in control) or "none"
-            raise ModelError(f"upsampling {tuple(latents.shape)} needs a condition; got {given}")
+            raise ModelError(f"upsampling needs a condition of shape {expected}; got {given}")
         dtype = self.module.dtype
         both = torch.cat([latents, control[0].to(latents.device)], dim=1).to(dtype)
         levels = torch.full((len(latents),), self.level, device=latents.device)

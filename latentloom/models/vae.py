@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.offload import execution_device
+from latentloom.models.pretrained import load_component, read_config
 from latentloom.models.protocols import VAE
 
 # Below this cosine the latents of a test card belong to two latent spaces.
@@ -38,7 +41,7 @@ class KLAutoencoder:
     @property
     def device(self) -> torch.device:
         """Where tensors go."""
-        return torch.device(self.module.device)
+        return execution_device(self.module)
 
     @torch.inference_mode()
     def encode_latents(self, frames: torch.Tensor) -> torch.Tensor:
@@ -76,6 +79,36 @@ class KLAutoencoder:
             scale = torch.tensor([self.scaling_factor])
         shape = (1, -1, 1, 1)
         return shift.to(self.device).view(shape), scale.to(self.device).view(shape)
+
+
+def load_kl_autoencoder(
+    folder: Path,
+    *,
+    variant: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    offload: bool = False,
+) -> KLAutoencoder:
+    """Load a VAE from its own folder.
+
+    Raises:
+        ModelError: If it is missing or damaged.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    # Such VAEs overflow in float16, says their config.
+    upcast = dtype == "float16" and bool(
+        read_config(folder / "config.json").get("force_upcast", True)
+    )
+    return KLAutoencoder(
+        load_component(
+            folder,
+            expected=("AutoencoderKL",),
+            variant=variant,
+            dtype="float32" if upcast else dtype,
+            device=device,
+            offload=offload,
+        )
+    )
 
 
 def check_same_latent_space(first: VAE, second: VAE) -> float:

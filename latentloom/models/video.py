@@ -16,6 +16,7 @@ from latentloom.models.image import (
     refuse_control,
     residual_arguments,
 )
+from latentloom.models.offload import execution_device
 from latentloom.models.pretrained import library
 
 
@@ -41,7 +42,7 @@ class VideoDenoiser:
     @property
     def device(self) -> torch.device:
         """Where tensors go."""
-        return torch.device(self.module.device)
+        return execution_device(self.module)
 
     def predict(
         self,

@@ -17,6 +17,8 @@ ModelKind = Literal[
     "t2i_adapter",
     "ip_adapter",
     "upsampler",
+    "upscaler",
+    "vae",
     "inpaint",
     "instruct",
 ]
@@ -56,6 +58,17 @@ class MapFacts(Schema):
     """Frame index of a video or image; a folder has none."""
 
 
+class LoraFacts(Schema):
+    """A LoRA of a model."""
+
+    file: str
+    """Local safetensors file."""
+    digest: str
+    """sha256 of the file."""
+    scale: float
+    """How much of it is added."""
+
+
 class ModelFacts(Schema):
     """What planning needs to know of a model, read from its configuration files."""
 
@@ -64,13 +77,17 @@ class ModelFacts(Schema):
     folder: str
     """Local folder with its files."""
     digest: str
-    """sha256 over its configuration and weights; a dependent model's covers its base."""
+    """sha256 over its configuration, weights and LoRAs; a dependent model's covers its base."""
     dtype: ModelDtype = "float32"
     """Precision that it runs in."""
     parameter_bytes: int
     """Bytes of its weights in memory, in the dtype it runs in."""
     base: str | None = None
     """Name of the model it is built on."""
+    loras: tuple[LoraFacts, ...] = ()
+    """What is merged into its weights."""
+    vae: str | None = None
+    """Name of the model whose VAE makes its latents, where the recipe names one."""
     standin: bool = False
     """Cheap arithmetic instead of a network."""
     downscale: int = 8
@@ -79,6 +96,8 @@ class ModelFacts(Schema):
     """Channels of its latents."""
     in_channels: int = 4
     """Channels that its denoiser takes: its latents, and what lies beside them."""
+    scaling_factor: float = 0.18215
+    """What latents are multiplied by before a denoiser sees them."""
     latent_multiple: int = 1
     """Latent height and width must be multiples of this."""
     sample_length: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
 from latentloom.schemas.batch import BATCH_KEYS, Batch
-from latentloom.schemas.recipe import Recipe, wiring_faults
+from latentloom.schemas.recipe import LoraSpec, ModelSpec, Recipe, wiring_faults
 from latentloom.schemas.stages import STAGES, stage_tag
 from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
 
@@ -25,6 +25,7 @@ _SCHEME = re.compile(r"^(?!file://)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _CHAIN = re.compile(r"^[a-z][a-z0-9+.-]*::", re.IGNORECASE)
 _EMBEDDED = "embedded:"
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
+AnyWeights = TypeVar("AnyWeights", ModelSpec, LoraSpec)
 
 
 def load_recipe(
@@ -85,7 +86,7 @@ def build_recipe(
         data[section] = {**(given if isinstance(given, dict) else {}), field: place}
     _fill(data, defaults)
     recipe = _validate(Recipe, data, document, file, overridden)
-    trusted = {name for name in overridden if name.endswith(("uri", "path"))} | set(places)
+    trusted = {name for name in overridden if name.endswith(("uri", "path", "loras"))} | set(places)
     return _with_absolute_paths(recipe, file.resolve().parent, trusted, roots)
 
 
@@ -349,25 +350,33 @@ def _lower(message: str) -> str:
 
 def _path_faults(recipe: Recipe) -> Iterator[_Fault]:
     """Find places that no recipe may name, whoever vouches for it."""
-    named: dict[tuple[str, ...], str | None] = {("source", "uri"): recipe.source.uri}
-    for name, spec in recipe.models.items():
+    named: dict[tuple[str | int, ...], str | None] = {("source", "uri"): recipe.source.uri}
+    for location, spec in _weights_named(recipe):
         inner = PurePosixPath(spec.subfolder or "")
         if inner.is_absolute() or ".." in inner.parts:
             yield _Fault(
-                ("models", name, "subfolder"),
+                (*location, "subfolder"),
                 f"{spec.subfolder!r} leaves the model; name a folder inside it",
             )
-        named[("models", name, "path")] = spec.path
-        named[("models", name, "subfolder")] = spec.subfolder
+        named[(*location, "path")] = spec.path
+        named[(*location, "subfolder")] = spec.subfolder
     for name, side in recipe.maps.items():
         named[("maps", name, "uri")] = side.uri
     if recipe.output is not None:
         named[("output", "uri")] = recipe.output.uri
         if _SCHEME.match(recipe.output.uri) or _CHAIN.match(recipe.output.uri):
             yield _Fault(("output", "uri"), "remote outputs are not written; give a local path")
-    for location, text in named.items():
+    for place, text in named.items():
         if text is not None and "\0" in text:
-            yield _Fault(location, "holds a NUL character; remove it")
+            yield _Fault(place, "holds a NUL character; remove it")
+
+
+def _weights_named(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], ModelSpec | LoraSpec]]:
+    """Yield every model and LoRA, and where in the recipe it stands."""
+    for name, spec in recipe.models.items():
+        yield ("models", name), spec
+        for index, lora in enumerate(spec.loras):
+            yield ("models", name, "loras", index), lora
 
 
 def _with_absolute_paths(
@@ -376,18 +385,17 @@ def _with_absolute_paths(
     allowed = [folder, Path.cwd(), *roots]
 
     def absolute(uri: str, key: str, inner: str | None = None) -> str:
-        if key in trusted:
+        if key in trusted or f"{key.partition('.loras.')[0]}.loras" in trusted:
             return str(_local(uri).expanduser().absolute())
         path = folder / _local(uri)
         if inner is not None:
             confined(path / inner, key, allowed)
         return str(confined(path, key, allowed))
 
-    update: dict[str, Any] = {"models": dict(recipe.models), "maps": dict(recipe.maps)}
-    for name, spec in recipe.models.items():
-        if spec.path is not None and not spec.path.startswith(_EMBEDDED):
-            path = absolute(spec.path, f"models.{name}.path", spec.subfolder)
-            update["models"][name] = spec.model_copy(update={"path": path})
+    update: dict[str, Any] = {
+        "models": _models_with_absolute_paths(recipe, absolute),
+        "maps": dict(recipe.maps),
+    }
     for name, side in recipe.maps.items():
         if not _SCHEME.match(side.uri):
             uri = absolute(side.uri, f"maps.{name}.uri")
@@ -399,6 +407,23 @@ def _with_absolute_paths(
         uri = absolute(recipe.output.uri, "output.uri")
         update["output"] = recipe.output.model_copy(update={"uri": uri})
     return recipe.model_copy(update=update)
+
+
+def _models_with_absolute_paths(
+    recipe: Recipe, absolute: Callable[[str, str, str | None], str]
+) -> dict[str, ModelSpec]:
+    def placed(spec: AnyWeights, key: str) -> AnyWeights:
+        if spec.path is None or spec.path.startswith(_EMBEDDED):
+            return spec
+        path = absolute(spec.path, f"{key}.path", spec.subfolder)
+        return spec.model_copy(update={"path": path})
+
+    models = {}
+    for name, spec in recipe.models.items():
+        key = f"models.{name}"
+        loras = [placed(lora, f"{key}.loras.{i}") for i, lora in enumerate(spec.loras)]
+        models[name] = placed(spec, key).model_copy(update={"loras": tuple(loras)})
+    return models
 
 
 def _local(uri: str) -> Path:

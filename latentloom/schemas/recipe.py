@@ -65,6 +65,52 @@ class Source(Schema):
         return self.start + self.duration if self.duration is not None else self.end
 
 
+def _one_place(path: str | None, repo_id: str | None) -> None:
+    if (path is None) == (repo_id is None):
+        raise ValueError("give exactly one of path and repo_id")
+
+
+class LoraSpec(Schema):
+    """A LoRA: low-rank changes of a model's weights."""
+
+    path: str | None = None
+    """A safetensors file, or a folder with one."""
+    repo_id: str | None = None
+    """Repository on the hub; instead of ``path``."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    subfolder: str | None = None
+    """Folder inside the repository or path."""
+    weight_name: str | None = Field(default=None, pattern=r"^[^/\\]+\.safetensors$")
+    """Name of the file; needed where a folder holds several."""
+    scale: float = Field(default=1.0, ge=-10, le=10)
+    """How much of it is added to the weights: 0 is nothing, 1 is as trained."""
+
+    @model_validator(mode="after")
+    def _lies_in_one_place(self) -> Self:
+        _one_place(self.path, self.repo_id)
+        return self
+
+
+class SchedulerSpec(Schema):
+    """Fields of a scheduler's configuration, under diffusers' names, that replace the model's own."""
+
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
+    """How noise grows; Stable Diffusion was trained with scaled_linear, AnimateDiff with linear."""
+    beta_start: float | None = Field(default=None, gt=0, lt=1)
+    """First beta."""
+    beta_end: float | None = Field(default=None, gt=0, lt=1)
+    """Last beta."""
+    set_alpha_to_one: bool | None = None
+    """Whether the step to clean latents removes all noise."""
+    steps_offset: int | None = Field(default=None, ge=0, le=10)
+    """Added to each timestep."""
+    timestep_spacing: Literal["leading", "trailing"] | None = None
+    """Which timesteps are walked."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the model returns."""
+
+
 class ModelSpec(Schema):
     """A model: a local folder, ``embedded:...``, or a repository of the Hugging Face hub."""
 
@@ -84,11 +130,16 @@ class ModelSpec(Schema):
     """Precision of the weights while they run; ``numerics.dtype`` by default."""
     base: Name | None = None
     """The model that a motion adapter, ControlNet or upsampler is built on; ``image`` by default."""
+    loras: tuple[LoraSpec, ...] = Field(default=(), max_length=16)
+    """LoRAs that are merged into its weights, in this order."""
+    vae: Name | None = None
+    """The model whose VAE makes and reads its latents; its own, or its base's, by default."""
+    scheduler: SchedulerSpec = SchedulerSpec()
+    """Replaces fields of its scheduler's configuration."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.path is None) == (self.repo_id is None):
-            raise ValueError("give exactly one of path and repo_id")
+    def _lies_in_one_place(self) -> Self:
+        _one_place(self.path, self.repo_id)
         return self
 
 
@@ -132,6 +183,8 @@ class Numerics(Schema):
     """Precision of models and of latents."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU where the work will run, if there is one."""
+    offload: Literal["none", "model"] = "none"
+    """model: models wait in the machine's memory and are on the GPU while they run; in no key."""
 
 
 class Limits(Schema):

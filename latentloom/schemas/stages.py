@@ -102,6 +102,28 @@ class UpsampleStage(StageFields):
     """Which prompt conditions it."""
 
 
+class UpscaleStage(StageFields):
+    """Frames of four times the width and height, by the x4 upscaler of Stable Diffusion."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
+    produces: ClassVar[Kind] = "frames"
+    op: Literal["upscale"]
+    model: str = "upscale"
+    """Upscaler."""
+    num_inference_steps: Steps = 20
+    """DDIM steps."""
+    guidance_scale: Guidance = 9.0
+    """Classifier-free guidance."""
+    noise_level: int = Field(default=20, ge=0, le=999)
+    """Noise added to the small frames, which hides their faults; the model is told."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    prompt: PromptName = "target"
+    """Which prompt conditions it."""
+    keep: bool = False
+    """Keep the frames after their last reader."""
+
+
 class DecodeStage(StageFields):
     """Latents to frames, by the VAE of an image model."""
 
@@ -139,6 +161,7 @@ STAGES: dict[str, type[StageFields]] = {
     "mix": MixStage,
     "smooth": SmoothStage,
     "upsample": UpsampleStage,
+    "upscale": UpscaleStage,
     "decode": DecodeStage,
 }
 """Every stage by its tag."""
@@ -158,6 +181,7 @@ Stage = Annotated[
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]
     | Annotated[UpsampleStage, Tag("upsample")]
+    | Annotated[UpscaleStage, Tag("upscale")]
     | Annotated[DecodeStage, Tag("decode")],
     Discriminator(stage_tag),
 ]

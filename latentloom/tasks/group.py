@@ -41,6 +41,7 @@ from latentloom.tasks.smooth import smooth
 from latentloom.tasks.stop import stop_requested
 from latentloom.tasks.tensors import Array
 from latentloom.tasks.upsample import upsample
+from latentloom.tasks.upscale import upscale
 
 STAGES: dict[str, Callable[[OpenChunk], Array]] = {
     "encode": encode,
@@ -50,6 +51,7 @@ STAGES: dict[str, Callable[[OpenChunk], Array]] = {
     "mix": mix,
     "smooth": smooth,
     "upsample": upsample,
+    "upscale": upscale,
     "decode": decode,
     "encode_video": encode_video,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,8 +25,11 @@ from latentloom.models.load import (
     load_vae,
     load_video_model,
 )
+from latentloom.models.lora import Lora
+from latentloom.models.protocols import VAE
 from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
+from latentloom.models.upscale import Upscaler, load_upscaler
 from latentloom.schemas.facts import ModelFacts
 from latentloom.schemas.plan import Plan
 
@@ -37,26 +42,20 @@ class PlanModels:
 
     def image(self, name: str) -> ImageModel:
         """Load an image model."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return load_image_model(
-            facts.folder,
-            subfolder=spec.subfolder,
-            variant=spec.variant,
-            dtype=facts.dtype,
-            device=self.plan.facts.machine.device,
-        )
+        return load_image_model(self._facts(name).folder, **self._options(name))
 
     def video(self, name: str) -> VideoModel:
         """Load a video model, on its base where it has one."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return load_video_model(
-            facts.folder,
-            base=self.image(facts.base) if facts.base else None,
-            subfolder=spec.subfolder,
-            variant=spec.variant,
-            dtype=facts.dtype,
-            device=self.plan.facts.machine.device,
-        )
+        facts = self._facts(name)
+        base = self.image(facts.base) if facts.base else None
+        return load_video_model(facts.folder, base=base, **self._options(name))
+
+    def vae(self, name: str) -> VAE:
+        """Load a VAE that stands alone, or return an image model's."""
+        facts = self._facts(name)
+        if facts.kind == "image":
+            return self.image(name).vae
+        return load_vae(facts.folder, **self._placing(name))
 
     def denoising(self, name: str) -> ImageModel | VideoModel:
         """Load a model that denoises, whichever kind it is."""
@@ -117,6 +116,29 @@ class PlanModels:
         )
         return loaded, base
 
+    def upscaler(self, name: str) -> Upscaler:
+        """Load an upscaler, which needs no other model."""
+        return load_upscaler(self._facts(name).folder, **self._placing(name))
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """Return what an image and a video model are loaded with."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return self._placing(name) | {
+            "vae": self.vae(facts.vae) if facts.vae else None,
+            "loras": tuple(Lora(Path(lora.file), lora.scale) for lora in facts.loras),
+            "scheduler": tuple(spec.scheduler.model_dump(exclude_none=True).items()),
+        }
+
+    def _placing(self, name: str) -> dict[str, Any]:
+        spec = self.plan.recipe.models[name]
+        return {
+            "subfolder": spec.subfolder,
+            "variant": spec.variant,
+            "dtype": self._facts(name).dtype,
+            "device": self.plan.facts.machine.device,
+            "offload": self.plan.recipe.numerics.offload == "model",
+        }
+
     def _facts(self, name: str) -> ModelFacts:
         return self.plan.facts.models[name]
 
@@ -127,7 +149,7 @@ class PlanModels:
 
 
 @functools.lru_cache(maxsize=256)
-def embed(model: ImageModel | VideoModel, text: str) -> torch.Tensor:
+def embed(model: ImageModel | VideoModel | Upscaler, text: str) -> torch.Tensor:
     """Return the embedding ``(1, L, D)`` of a prompt."""
     return model.text.encode([text])
 
@@ -148,6 +170,7 @@ def forget_changed_models(plan: Plan) -> None:
             load_inpaint_model,
             load_ip_adapter,
             load_upsampler,
+            load_upscaler,
             load_vae,
             embed,
         ):

@@ -67,6 +67,7 @@ def test_damaged_weights_are_named(model: Path, content: bytes) -> None:
 def change_unet(model: Path, **changes: object) -> None:
     config = {"_class_name": "UNet2DConditionModel", "in_channels": 8, "out_channels": 4}
     (model / "unet" / "config.json").write_text(json.dumps(config | changes))
+    (model / "unet" / "model.safetensors").write_bytes(entry(end=8) + bytes(8))
 
 
 def kind_and_base(model: Path, *, base: str | None = None) -> tuple[str, str | None]:

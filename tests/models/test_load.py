@@ -71,6 +71,26 @@ def test_float16_weights_load_as_float32_and_back(tmp_path: Path, tiny_folder: P
     assert coarse.denoiser.predict(torch.zeros(1, 4, 8, 8), 1, text).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_coarser_types_predict_nearly_the_same(
+    tiny_folder: Path, image: load.ImageModel, video3d: load.VideoModel, dtype: str
+) -> None:
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    frames = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    base = load.load_image_model(tiny_folder / "image", dtype=dtype)
+    pairs: list[tuple[Any, Any]] = [
+        (image, base),
+        (video3d, load.load_video_model(tiny_folder / "video3d", dtype=dtype)),
+    ]
+    for fine, coarse in pairs:
+        text = fine.text.encode(["a car"])
+        expected = fine.denoiser.predict(latents, 501, text)
+        found = coarse.denoiser.predict(latents, 501, coarse.text.encode(["a car"]))
+        assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999
+    expected, found = image.vae.encode_latents(frames), base.vae.encode_latents(frames)
+    assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999
+
+
 def test_vae_that_overflows_in_float16_stays_in_float32(tiny_folder: Path) -> None:
     vae = load.load_vae(tiny_folder / "image", dtype="float16")
     assert isinstance(vae, KLAutoencoder)

@@ -164,7 +164,7 @@ def save_video_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Pat
 def save_controlnet(
     folder: Path, *, seed: int = 0, conditioning_channels: int = 1, **changes: Any
 ) -> Path:
-    """Save a ControlNet for `save_image_pipeline`'s UNet, one channel at factor 2."""
+    """Save a ControlNet for `save_image_pipeline`'s UNet, at factor 2."""
     unet = new_unet(seed=seed, **changes)
     control_net = diffusers.ControlNetModel.from_unet(
         unet,
@@ -248,6 +248,27 @@ def save_contrastive(folder: Path, *, seed: int = 0) -> Path:
     transformers.CLIPTokenizer.from_pretrained(folder / "parts/tokenizer").save_pretrained(folder)
     processor = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def save_upscaler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Save a pipeline like the x4 upscaler's: VAE of factor 4, frames beside latents, noise levels."""
+    save_vae(
+        folder / "vae",
+        seed=seed,
+        block_out_channels=(4, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        scaling_factor=0.08333,
+        latents_mean=None,
+        latents_std=None,
+    )
+    settings = {"in_channels": 7, "num_class_embeds": 1000, "use_linear_projection": True}
+    _save(new_unet(seed=seed, **(settings | changes)), folder / "unet")
+    save_text(folder, seed=seed)
+    betas = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+    save_scheduler(folder / "scheduler", prediction_type="v_prediction", clip_sample=False, **betas)
+    diffusers.DDPMScheduler(**betas).save_pretrained(folder / "low_res_scheduler")
     return folder
 
 

@@ -88,6 +88,13 @@ def test_all_faults_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("version: 1", "version: 1\nlimits: {memory: .inf}", "limits.memory: could not parse"),
         ('image"}', 'image", subfolder: ../x}', "models.image.subfolder: '../x' leaves the model"),
         ('image"}', 'image", subfolder: /x}', "models.image.subfolder: '/x' leaves the model"),
+        (
+            'image"}',
+            'image", loras: [{path: a, subfolder: ../x}]}',
+            "models.image.loras[0].subfolder: '../x' leaves the model",
+        ),
+        ('image"}', 'image", loras: [{scale: 1}]}', "give exactly one of path and repo_id"),
+        ('image"}', 'image", loras: [{path: a, scales: 1}]}', "unknown field; did you mean scale?"),
         ("clip.mp4", '"a\\0b"', "source.uri: holds a NUL character"),
     ],
 )
@@ -179,6 +186,22 @@ def test_paths_in_a_file_are_confined_and_those_of_the_command_line_are_not(
     uri = f"source.uri={outside / 'clip.mp4'}"
     assert load_recipe(write(inside, text), [uri]).source.uri == str(outside / "clip.mp4")
     assert load_recipe(write(inside, text), roots=[outside]).source.uri.startswith(str(outside))
+
+
+def test_loras_are_confined_like_other_paths(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    text = GOOD.replace('image"}', 'image", loras: [{path: a.safetensors}]}')
+    near = load_recipe(write(inside, text)).models["image"].loras
+    assert [lora.path for lora in near] == [str(inside / "a.safetensors")]
+    with pytest.raises(PolicyError, match=r"models\.image\.loras\.0\.path: .*lies outside"):
+        load_recipe(write(inside, text.replace("a.safe", f"{outside}/a.safe")))
+    for override in (
+        f"models.image.loras.0.path={outside}/a.safetensors",
+        f"models.image.loras=[{{path: {outside}/a.safetensors}}]",
+    ):
+        given = load_recipe(write(inside, text), [override]).models["image"].loras
+        assert [lora.path for lora in given] == [str(outside / "a.safetensors")]
 
 
 def test_path_that_climbs_out_is_refused(tmp_path: Path) -> None:

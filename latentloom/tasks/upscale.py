@@ -1,0 +1,41 @@
+"""Frames of four times the size, by a diffusion upscaler, frame by frame."""
+
+from __future__ import annotations
+
+from latentloom.models.predict import predictor
+from latentloom.ops.microbatch import in_micro_batches
+from latentloom.ops.sampling import denoise
+from latentloom.schemas.stages import UpscaleStage
+from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.conditioning import draw_noise
+from latentloom.tasks.loading import embed
+from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
+
+
+def upscale(chunk: OpenChunk) -> Array:
+    """Denoise the latents of large frames from noise, beside the small frames, and decode them."""
+    stage = chunk.params(UpscaleStage)
+    model = chunk.models.upscaler(stage.model)
+    sampler = model.sampler(stage.num_inference_steps)
+
+    small = frames_to_tensor(chunk.input_frames())
+    height, width = small.shape[-2:]
+    multiple = chunk.plan.facts.models[stage.model].latent_multiple
+    small = pad_to(small, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    small = small.to(model.vae.device)
+    augmentation = draw_noise(chunk, tuple(small.shape[1:]), suffix="/augmentation")
+    noise = draw_noise(chunk, (model.vae.channels, *small.shape[2:])).to(small.device)
+
+    guided = stage.guidance_scale != 1
+    predict = predictor(
+        model.denoiser(stage.noise_level),
+        embed(model, chunk.timed["prompt"]),
+        negative=embed(model, chunk.timed["negative"]) if guided else None,
+        guidance=stage.guidance_scale,
+        control=model.condition(small, augmentation, stage.noise_level),
+        micro_batch=chunk.micro_batch,
+    )
+    latents = denoise(noise, predict, sampler)
+    large = in_micro_batches(model.vae.decode_latents, chunk.micro_batch, latents)
+    factor = model.vae.downscale
+    return frames_to_array(large[..., : factor * height, : factor * width], chunk.dtype)
