@@ -31,7 +31,9 @@ def test_what_is_filled_in_is_not_read_again() -> None:
     "field", ["{date}", "{stem!r}", "{name:>99}", "{stem.x}", "{}", "{{stem}}{0}"]
 )
 def test_every_other_field_is_a_fault_that_names_it(field: str) -> None:
-    with pytest.raises(RecipeError, match=r"output\.uri: unknown \{.*only \{name\}, \{stem\} are known"):
+    with pytest.raises(
+        RecipeError, match=r"output\.uri: unknown \{.*only \{name\}, \{stem\} are known"
+    ):
         filled_in(f"/out/{field}.mp4")
 
 
