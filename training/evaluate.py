@@ -22,7 +22,8 @@ from family import EMBEDDED, decode, encode, load_text_encoder, load_tokenizer, 
 from numpy.typing import NDArray
 
 from latentloom.models.control import ControlNet, with_control
-from latentloom.models.image import ImageDenoiser, Prediction
+from latentloom.models.denoisers import Prediction
+from latentloom.models.image import ImageDenoiser
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
 from latentloom.models.schedulers import Sampler, Schedule

@@ -19,7 +19,7 @@ from family import EMBEDDED, decode, encode, load_text_encoder, load_tokenizer, 
 from numpy.typing import NDArray
 from train_inpaint import HIDDEN, box_around, shrink
 
-from latentloom.models.image import Prediction
+from latentloom.models.denoisers import Prediction
 from latentloom.models.schedulers import Schedule
 from latentloom.models.text import CLIPText
 from latentloom.ops.metrics import psnr

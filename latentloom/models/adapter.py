@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.denoisers import DenoiserAround
 from latentloom.models.fits import adapter_fault
 from latentloom.models.image import ImageDenoiser, Residuals
 from latentloom.models.protocols import VAE, Denoiser
@@ -70,24 +71,10 @@ class Adapted:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AdaptedDenoiser:
+class AdaptedDenoiser(DenoiserAround[ImageDenoiser]):
     """An image denoiser steered by T2I-Adapters; its `control` are their features, in order."""
 
-    denoiser: ImageDenoiser
     adapters: tuple[Adapted, ...]
-
-    windowed = False
-    sample_length = 1
-
-    @property
-    def channels(self) -> int:
-        """As the steered denoiser."""
-        return self.denoiser.channels
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return self.denoiser.device
 
     def predict(
         self,

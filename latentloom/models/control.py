@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.denoisers import DenoiserAround
 from latentloom.models.fits import controlnet_fault
 from latentloom.models.image import ImageDenoiser, Residuals, Steerable, per_frame
 from latentloom.models.protocols import Denoiser
@@ -82,34 +83,13 @@ class Control:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ControlledDenoiser:
+class ControlledDenoiser(DenoiserAround[Steerable]):
     """A denoiser steered by ControlNets.
 
     Its `control` are their conditions, one each, in order, and then what the denoiser takes itself.
     """
 
-    denoiser: Steerable
     controls: tuple[Control, ...]
-
-    @property
-    def windowed(self) -> bool:
-        """As the steered denoiser."""
-        return self.denoiser.windowed
-
-    @property
-    def channels(self) -> int:
-        """As the steered denoiser."""
-        return self.denoiser.channels
-
-    @property
-    def sample_length(self) -> int:
-        """As the steered denoiser."""
-        return self.denoiser.sample_length
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return self.denoiser.device
 
     def predict(
         self,

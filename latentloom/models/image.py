@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.offload import execution_device
+from latentloom.models.denoisers import UNetDenoiser
 from latentloom.models.protocols import Denoiser
-from latentloom.ops.sampling import PredictionType, to_epsilon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +24,6 @@ class Residuals:
     """For the middle block, by ControlNets."""
     intrablock: Sequence[torch.Tensor] = ()
     """For each level of the encoder, by T2I-Adapters."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model's output means: its type, and abar of every training timestep."""
-
-    type: PredictionType
-    alphas_cumprod: torch.Tensor
-
-    def epsilon(self, output: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
-        """Return the noise, in float32, that an output implies at the timestep that was asked.
-
-        In inversion that is the timestep a step goes to. diffusers' inverse scheduler converts at the
-        one it comes from, which lets the clean latents leak into the noise: 0.3 to 0.7 dB less after
-        40 steps there and back, and inverted latents further from unit variance.
-        """
-        alpha_bar = float(self.alphas_cumprod[timestep])
-        return to_epsilon(output.float().contiguous(), latents, alpha_bar, self.type)
 
 
 class Steerable(Denoiser, Protocol):
@@ -60,31 +41,16 @@ class Steerable(Denoiser, Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImageDenoiser:
+class ImageDenoiser(UNetDenoiser):
     """`UNet2DConditionModel`. A frame's result depends on that frame alone."""
 
-    module: Any
-    prediction: Prediction
     reads_reference: bool = False
     """Whether its attention reads tokens of a reference image, `(F, n, D)`, the last of its control."""
-
-    windowed = False
-    sample_length = 1
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return int(self.module.config.out_channels)
 
     @property
     def extra_channels(self) -> int:
         """Channels that are read beside the latents: 5 by inpainting models, else mostly 0."""
         return int(self.module.config.in_channels) - self.channels
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return execution_device(self.module)
 
     def predict(
         self,

@@ -6,36 +6,20 @@ F frames, C latent channels, h x w latent pixels.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.image import Prediction, per_frame
+from latentloom.models.denoisers import UNetDenoiser
+from latentloom.models.image import per_frame
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import VAE, Denoiser
 from latentloom.ops.sampling import Predict, guide_twice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class InstructDenoiser:
+class InstructDenoiser(UNetDenoiser):
     """`UNet2DConditionModel` with 2C input channels; `control` comes from `source_latents`."""
-
-    module: Any
-    prediction: Prediction
-
-    windowed = False
-    sample_length = 1
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return int(self.module.config.out_channels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return torch.device(self.module.device)
 
     @torch.inference_mode()
     def predict(

@@ -15,8 +15,9 @@ from latentloom.errors import ModelError
 from latentloom.models import standin
 from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
+from latentloom.models.denoisers import Prediction
 from latentloom.models.folders import inside, resolve_folder
-from latentloom.models.image import ImageDenoiser, Prediction
+from latentloom.models.image import ImageDenoiser
 from latentloom.models.instruct import InstructDenoiser
 from latentloom.models.lora import Lora, merge_loras
 from latentloom.models.offload import place

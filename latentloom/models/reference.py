@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.denoisers import DenoiserAround
 from latentloom.models.image import ImageDenoiser, twin_of
 from latentloom.models.pretrained import library
 from latentloom.models.protocols import Denoiser
@@ -74,31 +75,10 @@ class IPAdapter:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReferencedDenoiser:
+class ReferencedDenoiser(DenoiserAround[Denoiser]):
     """A denoiser whose text ends with the tokens of an image; its `control` is the denoiser's."""
 
-    denoiser: Denoiser
     num_tokens: int
-
-    @property
-    def windowed(self) -> bool:
-        """As the denoiser."""
-        return self.denoiser.windowed
-
-    @property
-    def channels(self) -> int:
-        """As the denoiser."""
-        return self.denoiser.channels
-
-    @property
-    def sample_length(self) -> int:
-        """As the denoiser."""
-        return self.denoiser.sample_length
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return self.denoiser.device
 
     def predict(
         self,

@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.image import Prediction, refuse_control
+from latentloom.models.denoisers import Prediction
+from latentloom.models.image import refuse_control
 from latentloom.models.pretrained import read_config
 
 DOWNSCALE: Final = 8

@@ -12,36 +12,21 @@ from typing import Any, Final
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.image import Prediction, per_frame
-from latentloom.models.offload import execution_device
+from latentloom.models.denoisers import Prediction, UNetDenoiser
+from latentloom.models.image import per_frame
 from latentloom.models.schedulers import Sampler, Schedule
 
 FACTOR: Final = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class UpsampleDenoiser:
+class UpsampleDenoiser(UNetDenoiser):
     """`UNet2DConditionModel` that reads a condition beside its latents, and how noisy that is.
 
     `control` comes from `Upsampler.condition`, C channels, or `Upscaler.condition`, 3.
     """
 
-    module: Any
-    prediction: Prediction
     level: int
-
-    windowed = False
-    sample_length = 1
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return int(self.module.config.out_channels)
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return execution_device(self.module)
 
     @torch.inference_mode()
     def predict(

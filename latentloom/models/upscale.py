@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.denoisers import Prediction
 from latentloom.models.folders import inside, resolve_folder
-from latentloom.models.image import Prediction
 from latentloom.models.pretrained import load_component, load_tokenizer
 from latentloom.models.protocols import VAE, TextEncoder
 from latentloom.models.schedulers import Sampler, Schedule

@@ -8,41 +8,30 @@ from typing import Any
 import torch
 
 from latentloom.errors import ModelError
+from latentloom.models.denoisers import UNetDenoiser
 from latentloom.models.image import (
     ImageDenoiser,
-    Prediction,
     Residuals,
     per_frame,
     refuse_control,
     residual_arguments,
 )
-from latentloom.models.offload import execution_device
 from latentloom.models.pretrained import library
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VideoDenoiser:
+class VideoDenoiser(UNetDenoiser):
     """Either UNet; they differ in how they take the text."""
 
-    module: Any
-    prediction: Prediction
-
-    windowed = True
-
     @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return int(self.module.config.in_channels)
+    def windowed(self) -> bool:
+        """Frames of a window see each other."""
+        return True
 
     @property
     def sample_length(self) -> int:
         """The longest window: of a motion model its positions, of a 3D UNet any (0)."""
         return int(self.module.config.get("motion_max_seq_length") or 0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return execution_device(self.module)
 
     def predict(
         self,
