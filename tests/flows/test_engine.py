@@ -209,6 +209,7 @@ def test_first_start_caches_a_database_and_a_damaged_one_is_replaced(
     for _ in range(2):
         toy = toys.start("1", "run", XDG_CACHE_HOME=str(cache))
         out, err = toy.finish()
+        assert out, err
         assert (last_line(out)["failures"], err) == ({}, "")
         (database,) = (cache / "latentloom").iterdir()
         assert database.stat().st_size > 100_000
