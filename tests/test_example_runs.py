@@ -28,6 +28,7 @@ NAMES = [
     "text_map_mask",
     "frames",
     "prompt2prompt",
+    "instruct",
 ]
 
 
