@@ -60,7 +60,9 @@ def run_and_kill(stages: list[dict[str, Any]]) -> bool:
             if num_records() >= enough:
                 process.kill()
                 process.wait()
-                say(f"Killed, with {num_records()} records of finished chunks and of steps inside one.")
+                say(
+                    f"Killed, with {num_records()} records of finished chunks and of steps inside one."
+                )
                 return True
             time.sleep(0.05)
     finally:
