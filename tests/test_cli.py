@@ -303,12 +303,13 @@ def test_python_interface_gives_a_flow_and_lazy_latents(desk: Desk) -> None:
 
 
 @pytest.mark.slow
-def test_run_on_a_given_server_shows_up_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_on_a_given_server_shows_up_there(desk: Desk) -> None:
     from latentloom.flows import engine
+    from latentloom.flows.server import EMBEDDED
 
     engine.quiet_environment()
-    with engine.api_server() as url:
-        monkeypatch.setenv("PREFECT_API_URL", url)
+    with engine.api_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.delenv(EMBEDDED)  # as if it were a server that lasts
         assert desk.json("run", "recipe.yaml")["state"] == "finished"
         query = {"sort": "START_TIME_DESC", "limit": 5}
         runs = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=30).json()
