@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -59,6 +60,15 @@ def export(part: str, save: Callable[[Path], object]) -> None:
     half.chmod(0o755)
     for path in half.rglob("*.safetensors"):
         path.chmod(0o644)
+    for path in half.rglob("config.json"):
+        # Where a model began is a path of the machine that trained it.
+        path.write_text(
+            re.sub(
+                r'"_name_or_path": "[^"]*/sprites/',
+                '"_name_or_path": "embedded:sprites/',
+                path.read_text(),
+            )
+        )
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.rename(old)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +18,8 @@ from latentloom.sprites.caption import caption
 from latentloom.sprites.edits import Task, draw_edit
 from latentloom.sprites.render import render
 from latentloom.tasks.tensors import frames_to_tensor
+
+EMBEDDED = Path(load.__file__).parent / "embedded"
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +58,9 @@ def test_contrastive_model_prefers_what_a_frame_shows(task: Task) -> None:
         texts = [caption(scene, motion=False) for scene in (shown, other)]
         right, wrong = (frames @ model.embed_texts(texts).T)[0].tolist()
         assert right > wrong + 0.05
+
+
+def test_no_configuration_names_a_path_of_the_machine_that_trained_it() -> None:
+    for path in EMBEDDED.rglob("*.json"):
+        names = re.findall(r'"_name_or_path": "([^"]*)"', path.read_text())
+        assert not [name for name in names if name and not name.startswith("embedded:")], path
