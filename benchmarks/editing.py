@@ -15,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from latentloom.models.control import ControlNet, with_control
+from latentloom.models.dependents import (
+    load_controlnet,
+    load_instruct_model,
+)
 from latentloom.models.instruct import instruct_predictor, source_latents
 from latentloom.models.load import (
     ImageModel,
     VideoModel,
-    load_controlnet,
     load_image_model,
-    load_instruct_model,
     load_video_model,
 )
 from latentloom.models.predict import predictor

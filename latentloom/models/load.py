@@ -1,7 +1,7 @@
 """Load models from folders in diffusers' layout, once per process.
 
-An image model is a whole pipeline folder; a motion adapter, a ControlNet or an upsampler is loaded
-on top of one, and shares its text encoder and VAE.
+An image model is a whole pipeline folder, a motion adapter is loaded on top of one and shares its text
+encoder and VAE; `dependents` loads what else is built on an image model.
 """
 
 from __future__ import annotations
@@ -13,27 +13,20 @@ from typing import Any
 
 from latentloom.errors import ModelError
 from latentloom.models import standin
-from latentloom.models.adapter import T2IAdapter, check_adapter_fits
-from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.denoisers import Prediction
 from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.image import ImageDenoiser
-from latentloom.models.instruct import InstructDenoiser
 from latentloom.models.lora import Lora, merge_loras
 from latentloom.models.offload import place
 from latentloom.models.pretrained import (
     class_name,
-    find_weights,
     load_component,
-    load_tensors,
     load_tokenizer,
     read_config,
 )
 from latentloom.models.protocols import VAE, Denoiser, TextEncoder
-from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Sampler, Schedule
 from latentloom.models.text import CLIPText
-from latentloom.models.upsample import Upsampler
 from latentloom.models.vae import check_same_latent_space, load_kl_autoencoder
 from latentloom.models.video import VideoDenoiser, inflate
 
@@ -106,9 +99,9 @@ def load_image_model(
     options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
     schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     own_vae = vae if vae is not None else load_vae(root / "vae", **options)
-    denoiser = _load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
-    _check_channels(root, denoiser, own_vae)
-    text = _load_text(root, options)
+    denoiser = load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
+    check_channels(root, denoiser, own_vae)
+    text = load_text(root, options)
     _merge(loras, denoiser, text)
     return ImageModel(own_vae, text, denoiser, schedule, dtype, device, offload)
 
@@ -149,217 +142,17 @@ def load_video_model(
     root = inside(resolve_folder(folder), subfolder)
     options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
     if (root / "config.json").is_file():
-        on = _required(base, root)
+        on = required(base, root)
         return _load_adapter(root, on, variant, vae, loras, dict(scheduler))
     schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     classes = ("UNetMotionModel", "UNet3DConditionModel")
-    denoiser = _load_denoiser(root / "unet", schedule, classes, options)
+    denoiser = load_denoiser(root / "unet", schedule, classes, options)
     own_text = (root / "text_encoder").is_dir()
-    text = _load_text(root, options) if own_text else _required(base, root).text
-    chosen = vae if vae is not None else _shared_vae(root, base, options)
-    _check_channels(root, denoiser, chosen)
+    text = load_text(root, options) if own_text else required(base, root).text
+    chosen = vae if vae is not None else shared_vae(root, base, options)
+    check_channels(root, denoiser, chosen)
     _merge(loras, denoiser, text if own_text else None)
     return VideoModel(chosen, text, denoiser, schedule)
-
-
-@functools.lru_cache(maxsize=8)
-def load_controlnet(
-    folder: str | Path,
-    *,
-    base: ImageModel,
-    subfolder: str | None = None,
-    variant: str | None = None,
-) -> ControlNet:
-    """Load a ControlNet for an image model, in its dtype and on its device.
-
-    Raises:
-        ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    control_net = ControlNet(
-        load_component(
-            root,
-            expected=("ControlNetModel",),
-            variant=variant,
-            dtype=base.dtype,
-            device=base.device,
-            offload=base.offload,
-        )
-    )
-    check_fits(control_net, _real_base(base, root))
-    return control_net
-
-
-@functools.lru_cache(maxsize=8)
-def load_t2i_adapter(
-    folder: str | Path,
-    *,
-    base: ImageModel,
-    subfolder: str | None = None,
-    variant: str | None = None,
-) -> T2IAdapter:
-    """Load a T2I-Adapter for an image model, in its dtype and on its device.
-
-    Raises:
-        ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    adapter = T2IAdapter(
-        load_component(
-            root,
-            expected=("T2IAdapter",),
-            variant=variant,
-            dtype=base.dtype,
-            device=base.device,
-        )
-    )
-    check_adapter_fits(adapter, _real_base(base, root), base.vae)
-    return adapter
-
-
-@functools.lru_cache(maxsize=8)
-def load_ip_adapter(
-    folder: str | Path,
-    *,
-    base: ImageModel,
-    scale: float,
-    subfolder: str | None = None,
-    weight_name: str | None = None,
-) -> IPAdapter:
-    """Load an IP-Adapter for an image model, in its dtype and on its device.
-
-    Args:
-        folder: Holds `image_encoder/` and a file of safetensors.
-        base: The image model; it stays as it is.
-        scale: Factor of what attention to the image adds.
-        subfolder: Where in the folder both lie.
-        weight_name: The file, where there are several.
-
-    Raises:
-        ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    encoder = load_component(
-        root / "image_encoder",
-        expected=("CLIPVisionModelWithProjection",),
-        dtype=base.dtype,
-        device=base.device,
-    )
-    path = find_weights(root, weight_name)
-    return attach(_real_base(base, root), encoder, load_tensors(path), scale, path)
-
-
-@functools.lru_cache(maxsize=8)
-def load_inpaint_model(
-    folder: str | Path,
-    *,
-    base: ImageModel | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-) -> ImageModel:
-    """Load an inpainting model: a pipeline of its own, or a UNet on a base.
-
-    Args:
-        folder: Holds `unet/`; text encoder, VAE and scheduler are the base's where it has none.
-        base: The image model.
-        subfolder: Where in the folder the model lies.
-        variant: As in diffusers.
-        dtype: What it computes in.
-        device: Where it goes.
-
-    Raises:
-        ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device}
-    own = (root / "scheduler").is_dir()
-    schedule = Schedule.from_folder(root / "scheduler") if own else _required(base, root).schedule
-    denoiser = _load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
-    vae = _shared_vae(root, base, options)
-    _check_channels(root, denoiser, vae, extra=1 + vae.channels)
-    own_text = (root / "text_encoder").is_dir()
-    text = _load_text(root, options) if own_text else _required(base, root).text
-    return ImageModel(vae, text, denoiser, schedule, dtype, device)
-
-
-@functools.lru_cache(maxsize=8)
-def load_upsampler(
-    folder: str | Path,
-    *,
-    base: ImageModel,
-    subfolder: str | None = None,
-    variant: str | None = None,
-) -> Upsampler:
-    """Load a latent upsampler, in its base's dtype and on its device.
-
-    Raises:
-        ModelError: If it is missing or damaged, or does not fit the base's latents or text.
-        PolicyError: If the class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    module = load_component(
-        root / "unet",
-        expected=("UNet2DConditionModel",),
-        variant=variant,
-        dtype=base.dtype,
-        device=base.device,
-        offload=base.offload,
-    )
-    config, channels = module.config, base.vae.channels
-    if (config.in_channels, config.out_channels) != (2 * channels, channels):
-        raise ModelError(
-            f"{root} maps {config.in_channels} channels to {config.out_channels}; "
-            f"an upsampler of {channels}-channel latents maps {2 * channels} to {channels}"
-        )
-    return Upsampler(module, Schedule.from_folder(root / "scheduler"))
-
-
-@functools.lru_cache(maxsize=8)
-def load_instruct_model(
-    folder: str | Path,
-    *,
-    base: ImageModel | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-) -> ImageModel:
-    """Load an InstructPix2Pix model: a whole pipeline, or a UNet and schedule on a base.
-
-    Args:
-        folder: Holds `unet/` and `scheduler/`, and `vae/`, `text_encoder/`, `tokenizer/` where they
-            are not the base's.
-        base: The image model for what the folder lacks.
-        subfolder: Where in the folder the model lies.
-        variant: As in diffusers.
-        dtype: What it computes in.
-        device: Where it goes.
-
-    Raises:
-        ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
-    """
-    root = inside(resolve_folder(folder), subfolder)
-    options: dict[str, Any] = {"variant": variant, "dtype": dtype, "device": device}
-    schedule = Schedule.from_folder(root / "scheduler")
-    module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
-    own_vae, own_text = (root / "vae").is_dir(), (root / "text_encoder").is_dir()
-    vae = load_vae(root / "vae", **options) if own_vae else _required(base, root).vae
-    text = _load_text(root, options) if own_text else _required(base, root).text
-    channels = (module.config.in_channels, module.config.out_channels)
-    if channels != (2 * vae.channels, vae.channels):
-        raise ModelError(
-            f"the UNet of {root} maps {channels[0]} channels to {channels[1]}; an instruction model"
-            f" of {vae.channels}-channel latents maps {2 * vae.channels} to {vae.channels}"
-        )
-    denoiser = InstructDenoiser(module, _prediction(schedule))
-    return ImageModel(vae, text, denoiser, schedule, dtype, device)
 
 
 @functools.lru_cache(maxsize=8)
@@ -394,13 +187,13 @@ def _load_adapter(
     loras: tuple[Lora, ...],
     scheduler: dict[str, object],
 ) -> VideoModel:
-    image = _real_base(base, root)
+    image = real_base(base, root)
     adapter = load_component(root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype)
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
     schedule = schedule.changed(scheduler)
     module = place(inflate(image, adapter), base.device, offload=base.offload)
-    denoiser = VideoDenoiser(module, _prediction(schedule))
+    denoiser = VideoDenoiser(module, prediction_of(schedule))
     _merge(loras, denoiser, None)
     return VideoModel(vae if vae is not None else base.vae, base.text, denoiser, schedule)
 
@@ -414,10 +207,11 @@ def _merge(loras: tuple[Lora, ...], denoiser: Denoiser, text: TextEncoder | None
     merge_loras(loras, unet=denoiser.module, text_encoder=encoder)
 
 
-def _load_denoiser(
+def load_denoiser(
     folder: Path, schedule: Schedule, expected: tuple[str, ...], options: dict[str, Any]
 ) -> Denoiser:
-    prediction = _prediction(schedule)
+    """Load a UNet, or the stand-in for one, as the denoiser of its class."""
+    prediction = prediction_of(schedule)
     if class_name(read_config(folder / "config.json")) == "StandInDenoiser":
         return standin.load_denoiser(folder, prediction, options["device"])
     module = load_component(folder, expected=expected, **options)
@@ -428,7 +222,8 @@ def _load_denoiser(
     return VideoDenoiser(module, prediction)
 
 
-def _load_text(root: Path, options: dict[str, Any]) -> TextEncoder:
+def load_text(root: Path, options: dict[str, Any]) -> TextEncoder:
+    """Load the text encoder of a pipeline folder, with its tokenizer."""
     folder = root / "text_encoder"
     if class_name(read_config(folder / "config.json")) == "StandInText":
         return standin.load_text(options["device"])
@@ -436,9 +231,10 @@ def _load_text(root: Path, options: dict[str, Any]) -> TextEncoder:
     return CLIPText(load_tokenizer(root / "tokenizer"), module)
 
 
-def _shared_vae(root: Path, base: ImageModel | None, options: dict[str, Any]) -> VAE:
+def shared_vae(root: Path, base: ImageModel | None, options: dict[str, Any]) -> VAE:
+    """Return the base's VAE, checked against the folder's own where it has one."""
     if not (root / "vae").is_dir():
-        return _required(base, root).vae
+        return required(base, root).vae
     own = load_vae(root / "vae", **options)
     if base is None:
         return own
@@ -446,11 +242,13 @@ def _shared_vae(root: Path, base: ImageModel | None, options: dict[str, Any]) ->
     return base.vae
 
 
-def _prediction(schedule: Schedule) -> Prediction:
+def prediction_of(schedule: Schedule) -> Prediction:
+    """Return what the outputs of models of a schedule mean."""
     return Prediction(schedule.prediction_type, schedule.alphas_cumprod())
 
 
-def _check_channels(root: Path, denoiser: Denoiser, vae: VAE, *, extra: int = 0) -> None:
+def check_channels(root: Path, denoiser: Denoiser, vae: VAE, *, extra: int = 0) -> None:
+    """Refuse a denoiser whose channels are not those that its VAE makes and an editor adds."""
     found = getattr(denoiser, "extra_channels", 0)
     if (denoiser.channels, found) != (vae.channels, extra):
         raise ModelError(
@@ -460,13 +258,15 @@ def _check_channels(root: Path, denoiser: Denoiser, vae: VAE, *, extra: int = 0)
         )
 
 
-def _real_base(base: ImageModel, root: Path) -> ImageDenoiser:
+def real_base(base: ImageModel, root: Path) -> ImageDenoiser:
+    """Return the UNet that another part is built on; a stand-in has none."""
     if not isinstance(base.denoiser, ImageDenoiser):
         raise ModelError(f"{root} cannot be built on {type(base.denoiser).__name__}")
     return base.denoiser
 
 
-def _required(base: ImageModel | None, root: Path) -> ImageModel:
+def required(base: ImageModel | None, root: Path) -> ImageModel:
+    """Return the base, or say that it is missing."""
     if base is None:
         raise ModelError(f"{root} is built on an image model; name it with `base`")
     return base

@@ -12,16 +12,18 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models.adapter import T2IAdapter
 from latentloom.models.control import ControlNet
-from latentloom.models.load import (
-    ImageModel,
-    VideoModel,
+from latentloom.models.dependents import (
     load_controlnet,
-    load_image_model,
     load_inpaint_model,
     load_instruct_model,
     load_ip_adapter,
     load_t2i_adapter,
     load_upsampler,
+)
+from latentloom.models.load import (
+    ImageModel,
+    VideoModel,
+    load_image_model,
     load_vae,
     load_video_model,
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models import load
+from latentloom.models import dependents, load
 from latentloom.models.control import ControlNet, with_control
 from latentloom.models.image import ImageDenoiser
 from latentloom.models.predict import predictor
@@ -25,7 +25,7 @@ def latents(num_frames: int = 6, start: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def control_net(tiny_folder: Path, image: load.ImageModel) -> ControlNet:
-    return load.load_controlnet(tiny_folder / "control", base=image)
+    return dependents.load_controlnet(tiny_folder / "control", base=image)
 
 
 def edit(image: load.ImageModel, start: int, stop: int) -> torch.Tensor:
@@ -156,7 +156,7 @@ def test_control_and_controlnet_come_together(
 def test_upsampler_condition_is_noised_then_repeated(
     tiny_folder: Path, image: load.ImageModel
 ) -> None:
-    up = load.load_upsampler(tiny_folder / "upsample", base=image)
+    up = dependents.load_upsampler(tiny_folder / "upsample", base=image)
     small, noise = latents(), latents(6, 10)
     condition = up.condition(small, noise, 100)
     alpha_bar = up.schedule.alphas_cumprod()[100]
@@ -169,7 +169,7 @@ def test_upsampler_condition_is_noised_then_repeated(
 def test_upsampler_reads_condition_level_and_text(
     tiny_folder: Path, image: load.ImageModel
 ) -> None:
-    up = load.load_upsampler(tiny_folder / "upsample", base=image)
+    up = dependents.load_upsampler(tiny_folder / "upsample", base=image)
     texts = image.text.encode(["a", "b"])
     z = frame_noise(0, "large", range(2), (4, 16, 16))
     condition = up.condition(latents(2), latents(2, 10), 20)

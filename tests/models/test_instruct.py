@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models import load
+from latentloom.models import dependents, load
 from latentloom.models.instruct import instruct_predictor, source_latents
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import denoise
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def instruct(folder: Path) -> load.ImageModel:
-    return load.load_instruct_model(folder)
+    return dependents.load_instruct_model(folder)
 
 
 def frames() -> torch.Tensor:
@@ -111,13 +111,13 @@ def test_unet_alone_takes_vae_and_text_of_its_base(folder: Path, tmp_path: Path)
     for part in ("unet", "scheduler"):
         (tmp_path / part).symlink_to(folder / part)
     base = load.load_image_model(tiny.save_image_pipeline(tmp_path / "base"))
-    model = load.load_instruct_model(tmp_path, base=base)
+    model = dependents.load_instruct_model(tmp_path, base=base)
     assert (model.vae, model.text) == (base.vae, base.text)
     with pytest.raises(ModelError, match="name it with `base`"):
-        load.load_instruct_model(tmp_path)
+        dependents.load_instruct_model(tmp_path)
 
 
 def test_another_model_is_refused_with_its_channels(tmp_path: Path) -> None:
     tiny.save_image_pipeline(tmp_path)
     with pytest.raises(ModelError, match=r"maps 4 channels to 4; .* maps 8 to 4"):
-        load.load_instruct_model(tmp_path)
+        dependents.load_instruct_model(tmp_path)

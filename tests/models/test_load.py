@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from latentloom.errors import ModelError, PolicyError
-from latentloom.models import folders, load
+from latentloom.models import dependents, folders, load
 from latentloom.models.image import ImageDenoiser
 from latentloom.models.vae import KLAutoencoder
 from tests.models import tiny
@@ -183,7 +183,7 @@ def test_inpainting_unet_is_refused(copy: Path) -> None:
 def test_controlnet_must_fit_its_base(tmp_path: Path, image: load.ImageModel) -> None:
     tiny.save_controlnet(tmp_path / "wide", cross_attention_dim=32)
     with pytest.raises(ModelError, match=r"'cross_attention_dim': 32.* against .*16"):
-        load.load_controlnet(tmp_path / "wide", base=image)
+        dependents.load_controlnet(tmp_path / "wide", base=image)
 
 
 def test_adapter_must_fit_its_base(tmp_path: Path, image: load.ImageModel) -> None:
@@ -200,7 +200,7 @@ def test_adapter_needs_a_base(tiny_folder: Path) -> None:
 def test_upsampler_must_take_two_latents(tmp_path: Path, image: load.ImageModel) -> None:
     tiny.save_upsampler(tmp_path / "up", in_channels=7)
     with pytest.raises(ModelError, match="maps 7 channels to 4"):
-        load.load_upsampler(tmp_path / "up", base=image)
+        dependents.load_upsampler(tmp_path / "up", base=image)
 
 
 def test_video_pipeline_with_the_same_vae_shares_the_base_vae(

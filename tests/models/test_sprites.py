@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentloom.models import load
+from latentloom.models import dependents, load
 from latentloom.models.contrastive import load_contrastive
 from latentloom.models.control import with_control
 from latentloom.models.predict import predictor
@@ -29,8 +29,8 @@ def sprites() -> load.ImageModel:
 
 def test_video_control_and_upsampler_fit_the_image_model(sprites: load.ImageModel) -> None:
     video = load.load_video_model("embedded:sprites/video", base=sprites)
-    control_net = load.load_controlnet("embedded:sprites/control", base=sprites)
-    upsampler = load.load_upsampler("embedded:sprites/upsample", base=sprites)
+    control_net = dependents.load_controlnet("embedded:sprites/control", base=sprites)
+    upsampler = dependents.load_upsampler("embedded:sprites/upsample", base=sprites)
     check_agree(
         {"image": sprites.sampler(20), "video": video.sampler(20), "up": upsampler.sampler(20)}
     )
