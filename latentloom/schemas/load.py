@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,15 +11,13 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from latentloom.errors import PolicyError, RecipeError, UsageError
 from latentloom.schemas.batch import BATCH_KEYS, Batch
+from latentloom.schemas.faults import Fault
 from latentloom.schemas.recipe import LoraSpec, ModelSpec, Recipe, wiring_faults
-from latentloom.schemas.stages import STAGES, stage_tag
-from latentloom.schemas.yaml import line_of, parse_scalar, plain, read_yaml
+from latentloom.schemas.yaml import parse_scalar, plain, read_yaml
 
-_PATH_IN_MESSAGE = re.compile(r"^(?P<path>[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)*): ")
 _SCHEME = re.compile(r"^(?!file://)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _CHAIN = re.compile(r"^[a-z][a-z0-9+.-]*::", re.IGNORECASE)
 _EMBEDDED = "embedded:"
@@ -197,7 +194,7 @@ def _validate(
         validated = schema.model_validate(data)
     except ValidationError as error:
         faults = [
-            _Fault.of(details, data, schema)
+            Fault.of(details, data, schema)
             for details in error.errors(include_url=False, include_context=False)
         ]
     else:
@@ -205,7 +202,7 @@ def _validate(
         if not faults:
             return validated
     messages = {fault.message for fault in faults}
-    faults += [_Fault.of_message(text) for text in _wiring(data) if text not in messages]
+    faults += [Fault.of_message(text) for text in _wiring(data) if text not in messages]
     lines = [fault.line(document, file, overridden) for fault in faults]
     raise RecipeError(list(dict.fromkeys(lines)))
 
@@ -224,137 +221,13 @@ def _wiring(data: Mapping[str, Any]) -> list[str]:
     )
 
 
-class _Fault:
-    """One fault: where, what, and what to do."""
-
-    def __init__(self, location: Sequence[str | int], message: str) -> None:
-        self.location = tuple(location)
-        self.message = message
-
-    @classmethod
-    def of(cls, details: ErrorDetails, data: Mapping[str, Any], schema: type[BaseModel]) -> _Fault:
-        location = _without_tags(details["loc"], data)
-        if details["type"] == "extra_forbidden":
-            return cls(location, f"unknown field{_did_you_mean(details['loc'], schema)}")
-        if details["type"] == "union_tag_invalid":
-            return cls(location, _unknown_tag(details["input"]))
-        message = details["msg"].removeprefix("Value error, ")
-        if not location and _PATH_IN_MESSAGE.match(message):
-            return cls.of_message(message)
-        value = details.get("input")
-        if details["type"] in ("missing", "value_error") or isinstance(value, dict | list):
-            return cls(location, _lower(message))
-        return cls(location, f"{_lower(message)}, got {value!r}")
-
-    @classmethod
-    def of_message(cls, message: str) -> _Fault:
-        match = _PATH_IN_MESSAGE.match(message)
-        if match is None:
-            return cls((), message)
-        parts = re.findall(r"[a-z_]+|\d+", match["path"])
-        location = [int(part) if part.isdigit() else part for part in parts]
-        return cls(location, message[match.end() :])
-
-    def line(self, document: Any, file: Path, overridden: Sequence[str]) -> str:
-        path = _dotted(self.location)
-        names = _dotted_by_name(self.location, document)
-        number = line_of(document, self.location) if document is not None else None
-        if path in overridden or names in overridden:
-            where = "override"
-        else:
-            where = f"{file}:{number}" if number else str(file)
-        return f"{where}: {path}: {self.message}" if path else f"{where}: {self.message}"
-
-
-def _dotted(location: Sequence[str | int]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _dotted_by_name(location: Sequence[str | int], document: Any) -> str:
-    parts = [str(part) for part in location]
-    if len(parts) > 1 and parts[0] == "stages" and isinstance(document, Mapping):
-        index = int(parts[1]) if parts[1].isdigit() else 0
-        stages = document.get("stages") or []
-        if index < len(stages) and isinstance(stages[index], Mapping):
-            parts[1] = str(stages[index].get("name", stages[index].get("op")))
-    return ".".join(parts)
-
-
-def _without_tags(location: Sequence[str | int], data: Any) -> tuple[str | int, ...]:
-    """Drop what Pydantic adds to a location: union tags, and the 0 of a lone prompts mapping."""
-    kept: list[str | int] = []
-    node = data
-    for position, part in enumerate(location):
-        last = position == len(location) - 1 and isinstance(part, str)
-        if isinstance(node, dict) and part not in node and stage_tag(node) == part:
-            continue
-        if isinstance(node, dict) and (part in node or last):
-            kept.append(part)
-            node = node.get(part)
-        elif isinstance(node, list) and isinstance(part, int):
-            kept.append(part)
-            node = node[part] if part < len(node) else None
-    return tuple(kept)
-
-
-def _unknown_tag(stage: Mapping[str, Any]) -> str:
-    """Say which part of a stage's tag is unknown: the op, or an editor's kind."""
-    if "op" not in stage:
-        return "op is missing"
-    field, prefix = ("kind", "edit:") if stage["op"] == "edit" else ("op", "")
-    known = sorted(tag.removeprefix(prefix) for tag in STAGES if tag.startswith(prefix))
-    if not prefix:
-        known = sorted({tag.partition(":")[0] for tag in STAGES})
-    wrong = str(stage.get(field))
-    close = difflib.get_close_matches(wrong, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    return f"{field} {wrong!r} is not known; {hint}"
-
-
-def _did_you_mean(location: Sequence[str | int], schema: type[BaseModel]) -> str:
-    wrong = str(location[-1])
-    known = _known_fields(location[:-1], schema)
-    close = difflib.get_close_matches(wrong, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known fields: {', '.join(sorted(known))}" if known else "; remove it"
-
-
-def _known_fields(location: Sequence[str | int], schema: type[BaseModel]) -> list[str]:
-    """Walk a schema along a location, and list the fields of the model it ends at."""
-    model: type[BaseModel] | None = schema
-    for part in location:
-        if isinstance(part, str) and part in STAGES and model is Recipe:
-            model = STAGES[part]
-        elif isinstance(part, str) and model is not None and part in model.model_fields:
-            inner = _models_in(model.model_fields[part].annotation)
-            model = inner[0] if inner else model
-    return list(model.model_fields) if model is not None else []
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found = []
-    for argument in getattr(annotation, "__args__", ()):
-        found += _models_in(argument)
-    return [model for model in found if "op" not in model.model_fields]
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
-
-
-def _path_faults(recipe: Recipe) -> Iterator[_Fault]:
+def _path_faults(recipe: Recipe) -> Iterator[Fault]:
     """Find places that no recipe may name, whoever vouches for it."""
     named: dict[tuple[str | int, ...], str | None] = {("source", "uri"): recipe.source.uri}
     for location, spec in _weights_named(recipe):
         inner = PurePosixPath(spec.subfolder or "")
         if inner.is_absolute() or ".." in inner.parts:
-            yield _Fault(
+            yield Fault(
                 (*location, "subfolder"),
                 f"{spec.subfolder!r} leaves the model; name a folder inside it",
             )
@@ -365,10 +238,10 @@ def _path_faults(recipe: Recipe) -> Iterator[_Fault]:
     if recipe.output is not None:
         named[("output", "uri")] = recipe.output.uri
         if _SCHEME.match(recipe.output.uri) or _CHAIN.match(recipe.output.uri):
-            yield _Fault(("output", "uri"), "remote outputs are not written; give a local path")
+            yield Fault(("output", "uri"), "remote outputs are not written; give a local path")
     for place, text in named.items():
         if text is not None and "\0" in text:
-            yield _Fault(place, "holds a NUL character; remove it")
+            yield Fault(place, "holds a NUL character; remove it")
 
 
 def _weights_named(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], ModelSpec | LoraSpec]]:
