@@ -6,22 +6,23 @@ Pure: works on facts. Every fault is found before any is reported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from latentloom.errors import RecipeError
+from latentloom.flows.bound import BoundStage, NoiseLevel, RedoSet, Shape
+from latentloom.flows.fit import (
+    HINTS,
+    accepted_kinds,
+    differences,
+    frozen,
+    latent_space,
+    worded_channels,
+    worded_rules,
+)
 from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
 from latentloom.flows.maps import map_fault
 from latentloom.flows.texts import word_faults
-from latentloom.schemas.edits import (
-    EditStage,
-    FramesEdit,
-    InpaintEdit,
-    InstructPix2PixEdit,
-    OutpaintEdit,
-    Prompt2PromptEdit,
-)
-from latentloom.schemas.facts import Facts, ModelFacts, ModelKind
+from latentloom.schemas.edits import EditStage, FramesEdit, OutpaintEdit, Prompt2PromptEdit
+from latentloom.schemas.facts import Facts, ModelFacts
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
@@ -35,56 +36,8 @@ from latentloom.schemas.stages import (
     UpscaleStage,
 )
 
-Shape = tuple[int, ...]
-RedoSet = tuple[int, ...]
-
 DEFAULT_LENGTH = 16
 """Frames of a window where a video model names no length; AnimateDiff, ModelScope and the papers use 16."""
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    """Where an inversion ended; whoever denoises from there must agree."""
-
-    num_inference_steps: int
-    strength: float
-    scheduler: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class BoundStage:
-    """A stage whose defaults are resolved against models and inputs."""
-
-    name: str
-    stage: Stage
-    variants: Mapping[RedoSet, tuple[Recipe, Stage]]
-    inputs: tuple[str, ...]
-    frame_shape: Shape
-    pixels: tuple[int, int]
-    """Height and width of the frames that it stands for."""
-    dtype: str | None
-    """Dtype of latents; nothing for frames, which have the source's depth."""
-    windows: WindowRule | None = None
-    level: NoiseLevel | None = None
-
-    @property
-    def transient(self) -> bool:
-        """Tell whether its frames are deleted behind their last reader."""
-        return self.stage.produces == "frames" and not getattr(self.stage, "keep", False)
-
-    @property
-    def window_size(self) -> int:
-        """Return the frames of a window."""
-        assert self.windows is not None
-        assert self.windows.size is not None
-        return self.windows.size
-
-    @property
-    def window_overlap(self) -> int:
-        """Return the frames that neighbours share."""
-        assert self.windows is not None
-        assert self.windows.overlap is not None
-        return self.windows.overlap
 
 
 def bind_stages(
@@ -164,10 +117,10 @@ class _Binder:
             if model is None:
                 known = ", ".join(sorted(self.facts.models)) or "none"
                 self._fault(f"unknown model {name!r}; the recipe's models are: {known}")
-            elif model.kind not in _kinds(stage, role):
-                wanted = " or ".join(_kinds(stage, role))
+            elif model.kind not in accepted_kinds(stage, role):
+                wanted = " or ".join(accepted_kinds(stage, role))
                 self._fault(
-                    f"model {name!r} is of kind {model.kind}{_channels(model)}; {role} needs {wanted}"
+                    f"model {name!r} is of kind {model.kind}{worded_channels(model)}; {role} needs {wanted}"
                 )
         # An upscaler has latents of its own, and exchanges frames alone.
         if len(self.faults) == before and not isinstance(stage, UpscaleStage):
@@ -176,11 +129,11 @@ class _Binder:
 
     def _latent_spaces_agree(self, stage: Stage) -> None:
         spaces = {
-            name: _latent_space(self.facts.models[name]) for name in stage_models(stage).values()
+            name: latent_space(self.facts.models[name]) for name in stage_models(stage).values()
         }
         for name, model in self.facts.models.items():
             if model.kind == "image" and name == "image":
-                spaces.setdefault(name, _latent_space(model))
+                spaces.setdefault(name, latent_space(model))
         if len(set(spaces.values())) > 1:
             listed = ", ".join(
                 f"{n}: factor {f}, {c} channels, scaling factor {s:g}"
@@ -254,7 +207,7 @@ class _Binder:
                 return False
             made = "frames" if name == "decode_video" else self.bound[name].stage.produces
             if made != wanted:
-                hint = _HINTS.get((made, wanted), "name another stage in inputs")
+                hint = HINTS.get((made, wanted), "name another stage in inputs")
                 self._fault(f"needs {wanted}, but {name!r} makes {made}; {hint}")
         return len(self.faults) == before
 
@@ -262,7 +215,7 @@ class _Binder:
 
     def _level(self, stage: Stage, read: Sequence[BoundStage]) -> NoiseLevel | None:
         if isinstance(stage, InvertStage):
-            scheduler = _frozen(self.facts.models[stage.model].scheduler)
+            scheduler = frozen(self.facts.models[stage.model].scheduler)
             return NoiseLevel(stage.num_inference_steps, stage.strength, scheduler)
         if not isinstance(stage, FuseStage | SmoothStage | MixStage):
             return None
@@ -277,9 +230,9 @@ class _Binder:
                 )
         for name in stage_models(stage).values():
             model = self.facts.models[name]
-            if model.kind in ("image", "video") and _frozen(model.scheduler) != level.scheduler:
+            if model.kind in ("image", "video") and frozen(model.scheduler) != level.scheduler:
                 self._fault(
-                    f"schedulers do not agree: {name!r} has {_differences(model, level)};"
+                    f"schedulers do not agree: {name!r} has {differences(model, level)};"
                     " fused and inverted latents need one scheduler"
                 )
         self._steps_agree(stage, level)
@@ -325,14 +278,14 @@ class _Binder:
         if not own:
             rules = list(inherited.values())
             if len(set(rules)) > 1:
-                self._fault(f"inputs have different windows: {_rules(inherited)}")
+                self._fault(f"inputs have different windows: {worded_rules(inherited)}")
             return rules[0] if rules else None
         rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows.rule, own)
         for name, other in inherited.items():
             if other != rule:
                 self._fault(
                     f"reads inverted latents of {name!r} with another window plan:"
-                    f" {_rules({stage.name: rule, name: other})}; give both the same windows"
+                    f" {worded_rules({stage.name: rule, name: other})}; give both the same windows"
                 )
         return rule
 
@@ -375,75 +328,10 @@ class _Binder:
         return read[0].frame_shape, pixels
 
 
-_HINTS = {
-    ("frames", "latents"): "put an encode stage between them",
-    ("frames", "noise"): "put encode and invert stages between them",
-    ("latents", "noise"): "put an invert stage between them",
-    ("latents", "frames"): "put a decode stage between them",
-    ("noise", "latents"): "put a fuse or smooth stage between them",
-    ("noise", "frames"): "put fuse or smooth and decode stages between them",
-}
-
-
-_KINDS: dict[str, tuple[ModelKind, ...]] = {
-    "controlnet": ("controlnet",),
-    "t2i_adapter": ("t2i_adapter",),
-    "ip_adapter": ("ip_adapter",),
-}
-"""Kinds that a part of a role asks for, whatever the stage."""
-
-
 def _reads_source(stage: Stage) -> bool:
     """Tell whether a condition is made from the source's frames, whatever the stage's inputs are."""
     sources = stage.sources if isinstance(stage, FuseStage) else ()
     return any(s.controlnet is not None and s.controlnet.map is None for s in sources)
-
-
-def _channels(model: ModelFacts) -> str:
-    """Return what tells models apart that are fed more than latents; nothing for others."""
-    if model.kind not in ("image", "inpaint", "instruct", "upsampler"):
-        return ""
-    return f" (its UNet takes {model.in_channels} channels for {model.latent_channels}-channel latents)"
-
-
-def _kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
-    for part in role.split("."):
-        if part in _KINDS:
-            return _KINDS[part]
-    if isinstance(stage, FuseStage | InvertStage):
-        return ("image", "video")
-    if isinstance(stage, InpaintEdit | OutpaintEdit):
-        return ("image", "inpaint")
-    if isinstance(stage, SmoothStage):
-        return ("video",)
-    if isinstance(stage, InstructPix2PixEdit):
-        return ("instruct",)
-    if isinstance(stage, UpscaleStage):
-        return ("upscaler",)
-    return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)
-
-
-def _latent_space(model: ModelFacts) -> tuple[int, int, float]:
-    return model.downscale, model.latent_channels, model.scaling_factor
-
-
-def _frozen(scheduler: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, str(value)) for key, value in scheduler.items()))
-
-
-def _differences(model: ModelFacts, level: NoiseLevel) -> str:
-    theirs = dict(level.scheduler)
-    ours = {key: str(value) for key, value in model.scheduler.items()}
-    different = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
-    return ", ".join(f"{k} {ours.get(k)} (inversion: {theirs.get(k)})" for k in different)
-
-
-def _rules(rules: Mapping[str, WindowRule | None]) -> str:
-    return ", ".join(
-        f"{name} size {rule.size} overlap {rule.overlap} mode {rule.mode}"
-        for name, rule in rules.items()
-        if rule is not None
-    )
 
 
 def _ceil(value: int, multiple: int) -> int:

@@ -9,21 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
 
 from latentloom.errors import RecipeError, ResourceError
 from latentloom.flows import estimate
-from latentloom.flows.bind import BoundStage, bind_stages
-from latentloom.flows.keys import (
-    OP_VERSIONS,
-    chunk_key,
-    draws_noise,
-    find_ratios,
-    ratio_in,
-    stage_fields,
-    stage_models,
-    timed_values,
-)
+from latentloom.flows.bind import bind_stages
+from latentloom.flows.bound import BoundStage
+from latentloom.flows.cells import Cells
+from latentloom.flows.keys import OP_VERSIONS, chunk_key, stage_models
 from latentloom.flows.output import (
     encode_settings,
     keeps_high_bit_depth,
@@ -42,8 +34,6 @@ from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVaria
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import Stage
-
-ItemT = TypeVar("ItemT")
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 
@@ -159,7 +149,7 @@ class _Draft:
     def add_stage(self, bound: BoundStage) -> None:
         """Cut one stage into chunks and give them keys."""
         inputs = tuple(self._stage(name) for name in bound.inputs)
-        cells = _Cells(self, bound)
+        cells = Cells(bound, self.shots, self.facts)
         for values in cells.timed:
             self._warn(unread_ends(bound.stage, values, self.facts))
         chunks = [
@@ -204,7 +194,7 @@ class _Draft:
         ]
         return bool(readers) or (self.recipe.output is not None and name == names[-1])
 
-    def _spans(self, bound: BoundStage, cells: _Cells) -> list[tuple[Shot, Range]]:
+    def _spans(self, bound: BoundStage, cells: Cells) -> list[tuple[Shot, Range]]:
         if bound.windows is not None:
             size, overlap = bound.window_size, bound.window_overlap
             return [
@@ -219,7 +209,7 @@ class _Draft:
         return spans
 
     def _chunk(
-        self, cells: _Cells, inputs: Sequence[PlannedStage], span: Range, shot: Shot
+        self, cells: Cells, inputs: Sequence[PlannedStage], span: Range, shot: Shot
     ) -> PlannedChunk:
         variant, timed = cells.of_span(shot, span)
         reads = tuple(_reads(stage, span, cells.windows) for stage in inputs)
@@ -296,84 +286,6 @@ class _Draft:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-class _Cells:
-    """The distinct stage variants and time-ranged values of one stage, and which hold in a shot."""
-
-    def __init__(self, draft: _Draft, bound: BoundStage) -> None:
-        self.shots = draft.shots
-        self.windows = bound.windows
-        self._variants = _Distinct[StageVariant]()
-        self._timed = _Distinct[dict[str, Any]]()
-        self._ratios = {
-            redo: find_ratios(stage, draft.facts.source.info)
-            for redo, (_, stage) in bound.variants.items()
-        }
-        self._cells: dict[tuple[int, int], tuple[int, int]] = {}
-        variant_of: dict[tuple[int, ...], int] = {}
-        for redo in dict.fromkeys(shot.redo for shot in draft.shots):
-            variant = _variant(draft, bound, redo)
-            variant_of[redo] = self._variants.index(variant.model_dump_json(), variant)
-        for shot in draft.shots:
-            recipe, stage = bound.variants[shot.redo]
-            values = timed_values(stage, recipe.prompts[shot.entry], draft.facts)
-            self._cells[shot.start, shot.stop] = (
-                variant_of[shot.redo],
-                self._timed.index(digest(values), values),
-            )
-
-    @property
-    def variants(self) -> list[StageVariant]:
-        """Return the distinct variants."""
-        return self._variants.items
-
-    @property
-    def timed(self) -> list[dict[str, Any]]:
-        """Return the distinct time-ranged values."""
-        return self._timed.items
-
-    def of(self, shot: Shot) -> tuple[int, int]:
-        """Return the indices of variant and time-ranged values in a shot."""
-        return self._cells[shot.start, shot.stop]
-
-    def of_span(self, shot: Shot, span: Range) -> tuple[int, int]:
-        """Return the same for a range within a shot, with the values that change from frame to frame."""
-        variant, timed = self.of(shot)
-        together = self.timed[timed] | ratio_in(self._ratios[shot.redo], *span)
-        return variant, self._timed.index(digest(together), together)
-
-    def runs(self) -> list[Shot]:
-        """Join neighbouring shots in which nothing differs for this stage."""
-        runs: list[Shot] = []
-        for shot in self.shots:
-            if runs and self.of(runs[-1]) == self.of(shot):
-                last = runs.pop()
-                joined = Shot(last.start, shot.stop, last.entry, last.redo)
-                self._cells[joined.start, joined.stop] = self.of(shot)
-                runs.append(joined)
-            else:
-                runs.append(shot)
-        return runs
-
-
-def _variant(draft: _Draft, bound: BoundStage, redo: tuple[int, ...]) -> StageVariant:
-    recipe, stage = bound.variants[redo]
-    fields = stage_fields(
-        stage,
-        recipe=recipe,
-        facts=draft.facts,
-        seed=recipe.seed,
-        windows=bound.windows,
-        frame_shape=bound.frame_shape,
-        pixels=bound.pixels,
-    )
-    return StageVariant(
-        key=digest(fields),
-        fields=fields,
-        params=stage.model_dump(mode="json"),
-        seed=recipe.seed if draws_noise(stage) else 0,
-    )
-
-
 def _with_checkpoints(stage: PlannedStage, fields: Stage) -> PlannedStage:
     """Plan the checkpoints inside the windows of a stage that denoises with several models."""
     if not isinstance(fields, FuseStage):
@@ -384,21 +296,6 @@ def _with_checkpoints(stage: PlannedStage, fields: Stage) -> PlannedStage:
     planned = stage.model_copy(update={"checkpoints": steps})
     size = estimate.checkpoint_bytes(planned, num_states=len(fields.sources))
     return planned.model_copy(update={"checkpoint_bytes": size})
-
-
-class _Distinct(Generic[ItemT]):
-    """Items in the order in which they first came, each once."""
-
-    def __init__(self) -> None:
-        self.items: list[ItemT] = []
-        self._places: dict[str, int] = {}
-
-    def index(self, key: str, item: ItemT) -> int:
-        """Return the place of an item by what tells it from others."""
-        if key not in self._places:
-            self._places[key] = len(self.items)
-            self.items.append(item)
-        return self._places[key]
 
 
 def _reads(stage: PlannedStage, span: Range, windows: WindowRule | None = None) -> tuple[int, ...]:

@@ -102,6 +102,7 @@ def crew(workers: int, threads: int, *, devices: Sequence[str] = ()) -> Iterator
         try:
             yield Crew(pool)
         except BaseException:
+            # Workers end at once; pebble annotates this method not at all.
             pool.stop()  # type: ignore[no-untyped-call]
             raise
 

@@ -1,0 +1,59 @@
+"""A stage resolved against models and inputs: what ``bind`` makes and ``compile`` cuts into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.stage import WindowRule
+from latentloom.schemas.stages import Stage
+
+Shape = tuple[int, ...]
+RedoSet = tuple[int, ...]
+"""Indices of the redo ranges in force."""
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Where an inversion ended; whoever denoises from there must agree."""
+
+    num_inference_steps: int
+    strength: float
+    scheduler: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage whose defaults are resolved against models and inputs."""
+
+    name: str
+    stage: Stage
+    variants: Mapping[RedoSet, tuple[Recipe, Stage]]
+    inputs: tuple[str, ...]
+    frame_shape: Shape
+    pixels: tuple[int, int]
+    """Height and width of the frames that it stands for."""
+    dtype: str | None
+    """Dtype of latents; nothing for frames, which have the source's depth."""
+    windows: WindowRule | None = None
+    level: NoiseLevel | None = None
+
+    @property
+    def transient(self) -> bool:
+        """Tell whether its frames are deleted behind their last reader."""
+        return self.stage.produces == "frames" and not getattr(self.stage, "keep", False)
+
+    @property
+    def window_size(self) -> int:
+        """Return the frames of a window."""
+        assert self.windows is not None
+        assert self.windows.size is not None
+        return self.windows.size
+
+    @property
+    def window_overlap(self) -> int:
+        """Return the frames that neighbours share."""
+        assert self.windows is not None
+        assert self.windows.overlap is not None
+        return self.windows.overlap
