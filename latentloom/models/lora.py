@@ -91,6 +91,7 @@ def _read(path: Path) -> tuple[Weights, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            # An open safetensors file has keys, but cannot be iterated over.
             raw = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         weights, alphas = library(
             "diffusers"

@@ -9,6 +9,8 @@ import weakref
 from typing import Any, ClassVar
 
 import torch
+
+# accelerate ships no types, so that its hook is Any to a subclass.
 from accelerate.hooks import (  # type: ignore[import-untyped]
     ModelHook,
     add_hook_to_module,

@@ -53,7 +53,8 @@ def main() -> None:
         limit = imported_bytes + int(request["memory_bytes"])
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         answer = convert_file(Path(request["source"]), Path(request["destination"]))
-        print(json.dumps(answer), flush=True)  # noqa: T201
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _tensors(content: Any) -> dict[str, torch.Tensor]:

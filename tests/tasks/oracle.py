@@ -36,7 +36,8 @@ class Oracle:
 
     def embed(self, text: str) -> torch.Tensor:
         tokens = self.tokenizer(text, padding="max_length", truncation=True, return_tensors="pt")
-        return self.encoder(tokens.input_ids)[0]  # type: ignore[no-any-return]
+        states: torch.Tensor = self.encoder(tokens.input_ids)[0]
+        return states
 
     def eps(self, model: str, z: Frames, t: int, text: str) -> Frames:
         """Predict the noise, the image model frame by frame."""

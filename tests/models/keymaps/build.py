@@ -111,7 +111,7 @@ def main(listings: Path) -> None:
         entry["num_parameters"] = sum(torch.Size(shape).numel() for shape in shapes.values())
         packed = gzip.compress(json.dumps(dict(sorted(shapes.items()))).encode(), mtime=0)
         (FOLDER / "tensors" / f"{name}.json.gz").write_bytes(packed)
-        print(f"{name}: {len(shapes)} tensors, verified {entry['verified']}")  # noqa: T201
+        sys.stdout.write(f"{name}: {len(shapes)} tensors, verified {entry['verified']}\n")
     (FOLDER / "checkpoints.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
