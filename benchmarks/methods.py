@@ -106,7 +106,6 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Row]]:
     """Run every method on every task; return the means by task and method."""
     judge, models = Judge.load(), Models.load()
     tables: dict[str, dict[str, Row]] = {}
-    parts = [f"# Methods on {options.clips} held-out clips per task\n", LEGEND]
     for task in options.tasks:
         rows: dict[str, list[Row]] = {name: [] for name in (*options.methods, "target")}
         for clip in _clips(task, options):
@@ -119,9 +118,10 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Row]]:
             "" if task not in STEERED else ", image and video model held to the source's edges"
         )
         table = to_table("method", {TITLES[k]: v for k, v in tables[task].items()})
-        parts.append(f"## {task}{steered}\n\n{table}")
-        print(parts[-1], flush=True)
-    _write(options.out, "tasks.md", "\n".join(parts))
+        title = f"# {task}, {options.clips} held-out clips{steered}\n"
+        text = "\n".join([title, LEGEND, table])
+        print(text, flush=True)
+        _write(options.out, f"{task}.md", text)
     return tables
 
 

@@ -14,7 +14,7 @@ import torch
 
 from latentloom.errors import ModelError
 from latentloom.models.denoisers import DenoiserAround
-from latentloom.models.fits import adapter_fault
+from latentloom.models.fits import adapter_fault, adapter_levels
 from latentloom.models.image import ImageDenoiser, Residuals
 from latentloom.models.protocols import VAE, Denoiser
 
@@ -24,6 +24,8 @@ class T2IAdapter:
     """`T2IAdapter`, checked against the UNet that it was made for."""
 
     module: Any
+    downscale: int
+    """Pixels along one side of a latent pixel."""
 
     @property
     def condition_channels(self) -> int:
@@ -32,9 +34,10 @@ class T2IAdapter:
 
     def feature_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
         """Return the shapes `(c, h, w)` of the features of one frame, for latents of h x w pixels."""
+        rows, columns = height * self.downscale, width * self.downscale
         return tuple(
-            (int(channels), -(-height // 2**level), -(-width // 2**level))
-            for level, channels in enumerate(self.module.config.channels)
+            (channels, -(-rows // pixels), -(-columns // pixels))
+            for channels, pixels in adapter_levels(self.module.config)
         )
 
     @torch.inference_mode()

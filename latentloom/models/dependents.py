@@ -79,7 +79,8 @@ def load_t2i_adapter(
             variant=variant,
             dtype=base.dtype,
             device=base.device,
-        )
+        ),
+        base.vae.downscale,
     )
     check_adapter_fits(adapter, real_base(base, root), base.vae)
     return adapter

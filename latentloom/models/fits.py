@@ -43,16 +43,41 @@ def adapter_fault(config: Mapping[str, Any], unet: Mapping[str, Any], downscale:
         unet: Configuration of the UNet.
         downscale: Pixels along one side of a latent pixel.
     """
-    if config.get("adapter_type") == "full_adapter_xl":
-        return "the T2I-Adapter is one for SDXL, which is not supported"
-    ours = {
-        "channels": tuple(config.get("channels", DEFAULT_CHANNELS)),
-        "downscale": config.get("downscale_factor", 8),
-    }
-    theirs = {"channels": tuple(unet["block_out_channels"]), "downscale": downscale}
+    ours, theirs = adapter_levels(config), _encoder_levels(unet, downscale)
     if ours == theirs:
         return None
-    return f"the T2I-Adapter does not fit its base UNet: {ours} against {theirs}"
+    return (
+        "the T2I-Adapter does not fit its base UNet: levels (channels, pixels along one side of a"
+        f" feature) {ours} against {theirs}"
+    )
+
+
+def adapter_levels(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return channels of a T2I-Adapter's features, and pixels along one side of one, level by level."""
+    kind = config.get("adapter_type", "full_adapter")
+    channels = [int(width) for width in config.get("channels", DEFAULT_CHANNELS)]
+    if kind == "light_adapter":
+        channels.append(channels[-1])
+    is_xl = kind == "full_adapter_xl"
+    factor = config.get("downscale_factor", 16 if is_xl else 8)
+    # Of the XL kind only the third block halves the size; of the others, all but the first.
+    return [
+        (width, factor * 2 ** (level >= 2 if is_xl else level))
+        for level, width in enumerate(channels)
+    ]
+
+
+def _encoder_levels(unet: Mapping[str, Any], downscale: int) -> list[tuple[int, int]]:
+    """Return channels and pixels of a latent where features are added to each block of an encoder.
+
+    diffusers adds them before a block with attention halves the size, and after any other block.
+    """
+    channels, blocks = unet["block_out_channels"], unet["down_block_types"]
+    last = len(blocks) - 1
+    return [
+        (width, downscale * 2 ** (level + ("CrossAttn" not in block and level < last)))
+        for level, (width, block) in enumerate(zip(channels, blocks, strict=True))
+    ]
 
 
 def _plain(value: Any) -> Any:
