@@ -12,6 +12,7 @@ import torch
 from latentloom.media.write import write_video
 from latentloom.models.pretrained import library
 from latentloom.ops.noise import frame_generator
+from latentloom.schemas.edits import EditStage
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 from latentloom.tasks.chunk import OpenChunk
@@ -55,7 +56,9 @@ def open_chunk(folder: Path, plan: Plan, index: int = 0) -> OpenChunk:
 def open_canvas(folder: Path, plan: Plan) -> Canvas:
     """Open the first chunk of an editor with its model."""
     chunk = open_chunk(folder, plan)
-    return Canvas.of(chunk, chunk.params(type(plan.recipe.stages[-1])))  # type: ignore[arg-type]
+    stage = chunk.params(type(plan.recipe.stages[-1]))
+    assert isinstance(stage, EditStage)
+    return Canvas.of(chunk, stage)
 
 
 def write_map(path: Path, num_frames: int = NUM_FRAMES, *, size: int = 16, seed: int = 0) -> Path:

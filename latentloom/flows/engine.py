@@ -146,7 +146,7 @@ def local_cluster(workers: int, threads: int, *, devices: Sequence[str] = ()) ->
         scratch_folder() as folder,
         environment({**threading, LOG_LEVEL: str(_log_level())}),  # Dask changes some for good
         dask.config.set(_dask_settings(threading, folder)),
-        SpecCluster(  # type: ignore[no-untyped-call]
+        SpecCluster(  # type: ignore[no-untyped-call]  # distributed annotates it not at all
             scheduler={
                 "cls": Scheduler,
                 "options": {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"},

@@ -129,7 +129,7 @@ class _Child:
     def __init__(self) -> None:
         self.in_answer = False
         self.last_frame: int | None = None
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self.sock, theirs = socket.socketpair()
         arguments = theirs.fileno(), os.getpid(), _memory_limit()
         with theirs:

@@ -9,14 +9,13 @@ import weakref
 from typing import Any, ClassVar
 
 import torch
-
-# accelerate ships no types, so that its hook is Any to a subclass.
-from accelerate.hooks import (  # type: ignore[import-untyped]
+from accelerate.hooks import (
     ModelHook,
     add_hook_to_module,
 )
 
 
+# accelerate ships no types: a subclass of its hook is one of Any.
 class Visit(ModelHook):  # type: ignore[misc]
     """Brings a module to a device before it runs, and sends away the one that was there."""
 

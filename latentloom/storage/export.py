@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import zarr
-from fsspec.implementations.asyn_wrapper import (  # type: ignore[import-untyped]
+from fsspec.implementations.asyn_wrapper import (
     AsyncFileSystemWrapper,
 )
 from pydantic import JsonValue

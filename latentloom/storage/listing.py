@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# fsspec ships no types.
-import fsspec  # type: ignore[import-untyped]
-from fsspec.utils import glob_translate  # type: ignore[import-untyped]
+import fsspec
+from fsspec.utils import glob_translate
 
 from latentloom.errors import UsageError
 from latentloom.storage.localize import check_scheme, version_fields

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from latentloom.errors import LatentloomError, MediaError, PolicyError, ResourceError, UsageError
 from latentloom.storage.backends import DISK_FULL, local_path

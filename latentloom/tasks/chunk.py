@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from latentloom.errors import DamagedChunkError, MissingChunkError
 from latentloom.media.decode import FrameReader
@@ -26,7 +26,7 @@ from latentloom.tasks.loading import PlanModels
 from latentloom.tasks.maps import read_map
 from latentloom.tasks.tensors import Array, latents_to_float
 
-StageT = TypeVar("StageT")
+StageT = TypeVar("StageT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class OpenChunk:
 
     def params(self, kind: type[StageT]) -> StageT:
         """Return the stage as a recipe would write it."""
-        validated: StageT = kind.model_validate(self.variant.params)  # type: ignore[attr-defined]
-        return validated
+        return kind.model_validate(self.variant.params)
 
     @cached_property
     def noise_stream(self) -> tuple[int, str]:

@@ -128,6 +128,7 @@ def test_killed_between_sidecar_and_video_the_video_is_still_ours(runner: Runner
                 count += 1
             return rename(path, target)
 
+        # In the child process that is about to die.
         Path.replace = counted  # type: ignore[method-assign, assignment]
 
     assert runner.run(name, None, die_at_the_nth_rename) == signal.SIGKILL

@@ -16,6 +16,7 @@ from latentloom.errors import MediaError
 from latentloom.flows import engine
 from latentloom.tasks.stop import stop_requested
 
+# Prefect reads its settings when it is imported.
 engine.quiet_environment()
 
 from prefect import flow, task  # noqa: E402

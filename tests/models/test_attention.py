@@ -13,7 +13,9 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models import load
 from latentloom.models.attention import PairedDenoiser, pair_predictor
+from latentloom.models.image import ImageDenoiser
 from latentloom.models.predict import predictor
+from latentloom.models.text import CLIPText
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.prompt2prompt import (
     Shared,
@@ -31,7 +33,8 @@ OTHER = frame_noise(0, "other", range(3), (4, 8, 8))
 
 
 def token_map(model: load.ImageModel, prompts: tuple[str, str] = PROMPTS) -> TokenMap:
-    source, target = (model.text.words(prompt) for prompt in prompts)  # type: ignore[attr-defined]
+    assert isinstance(model.text, CLIPText)
+    source, target = (model.text.words(prompt) for prompt in prompts)
     return refining(source, target, 24)
 
 
@@ -106,9 +109,10 @@ def test_self_attention_takes_the_sources_weights_and_the_targets_values(
 
 def test_heat_is_the_mean_attention_to_the_words(image: load.ImageModel) -> None:
     paired = PairedDenoiser(image.denoiser, token_map(image), ([2, 3], [4]))
+    assert isinstance(image.denoiser, ImageDenoiser)
     cross = [
         name.removesuffix(".processor")
-        for name in image.denoiser.module.attn_processors  # type: ignore[attr-defined]
+        for name in image.denoiser.module.attn_processors
         if "attn2" in name
     ]
     assert len(cross) > 1
@@ -185,7 +189,8 @@ def test_source_stays_where_no_word_is_warm(image: load.ImageModel) -> None:
 
 
 def test_pair_leaves_the_model_as_it_is(image: load.ImageModel) -> None:
-    module: Any = image.denoiser.module  # type: ignore[attr-defined]
+    assert isinstance(image.denoiser, ImageDenoiser)
+    module = image.denoiser.module
     processors = dict(module.attn_processors)
     paired = PairedDenoiser(image.denoiser, token_map(image))
     paired.predict(Z, OTHER, 501, texts(image), Shared(True, True, True))

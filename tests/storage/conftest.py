@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3 server on loopback, with its address and credentials in the environment."""
-    import s3fs  # type: ignore[import-untyped]
+    import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pytest
 
 from latentloom.errors import MediaError, PolicyError, ResourceError, UsageError
