@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from latentloom.flows.example import SCENE
 from latentloom.media.write import write_video
@@ -15,13 +16,18 @@ from latentloom.sprites.render import FPS, SIZE, render
 from latentloom.sprites.scene import recolour
 from latentloom.sprites.truth import tell_truth
 
+# Pixels of background in the mask: a sprite's smooth edge lies a little outside of it.
+ROOM = 3
+
 
 def write_maps(folder: Path, num_frames: int) -> None:
-    """Write clip.mp4, edges.mkv, mask.mkv (white where the sprite is) and edited.mkv (recoloured)."""
+    """Write clip.mp4, edges.mkv, mask.mkv (white on and around the sprite) and edited.mkv (recoloured)."""
     folder.mkdir(parents=True, exist_ok=True)
     clip = render(SCENE, num_frames, SIZE)
     outlines = np.round(255 * edges(clip)).astype(np.uint8)
-    mask = 255 * tell_truth(SCENE, num_frames, SIZE).mask.astype(np.uint8)
+    grow = ImageFilter.MaxFilter(2 * ROOM + 1)
+    masks = 255 * tell_truth(SCENE, num_frames, SIZE).mask.astype(np.uint8)
+    mask = np.stack([np.asarray(Image.fromarray(one).filter(grow)) for one in masks])
     write_video(folder / "clip.mp4", clip, Fraction(FPS))
     for name, pictures in (
         ("edges.mkv", np.repeat(outlines.transpose(0, 2, 3, 1), 3, axis=-1)),
