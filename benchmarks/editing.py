@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 from latentloom.models.control import ControlNet, with_control
 from latentloom.models.dependents import (
     load_controlnet,
+    load_inpaint_model,
     load_instruct_model,
 )
 from latentloom.models.instruct import instruct_predictor, source_latents
-from latentloom.models.load import (
-    ImageModel,
-    VideoModel,
-    load_image_model,
-    load_video_model,
-)
+from latentloom.models.load import ImageModel, VideoModel, load_image_model, load_video_model
 from latentloom.models.predict import predictor
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.edges import edges
@@ -205,7 +201,7 @@ class Editor:
 
     def _filled(self, settings: Settings) -> Predict:
         """Return the inpainting model's prediction; the hole is a box around the sprite."""
-        model = load_image_model("embedded:sprites/inpaint")
+        model = load_inpaint_model("embedded:sprites/inpaint")
         hole = torch.from_numpy(self._boxes())[:, None].float()
         known = model.vae.encode_latents(self._frames() * (1 - hole))
         return predictor(

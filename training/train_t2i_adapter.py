@@ -5,23 +5,11 @@ from __future__ import annotations
 import random
 from typing import Final
 
-import denoising
 import family
-import numpy as np
-import text
 import torch
-from data import (
-    NUM_CLIPS,
-    NUM_FRAMES,
-    random_caption,
-    training_frames,
-    training_latents,
-    training_scenes,
-)
 from diffusers import T2IAdapter, UNet2DConditionModel
 from loop import fit, load_config
-
-from latentloom.ops.edges import edges
+from outlined import OutlinedFrames
 
 # Pixels to a feature of the first level: the UNet's first block, which has no attention, takes them
 # where it has halved latents of 4 pixels.
@@ -43,28 +31,21 @@ def main() -> None:
     """Train it."""
     config = load_config("t2i_adapter")
     torch.manual_seed(config.seed)
-    frames, scenes = training_frames(), training_scenes()
-    latents, scheduler = training_latents(family.load_vae()), denoising.new_scheduler()
-    tokenizer, encoder = family.load_tokenizer(), family.load_text_encoder()
+    data = OutlinedFrames(config.own)
     unet = family.load_unet().to(memory_format=torch.channels_last)
     adapter = new_adapter(unet)
 
     def draw(
         rng: random.Random, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        clips = [rng.randrange(NUM_CLIPS) for _ in range(config.own["batch"])]
-        times = [rng.randrange(NUM_FRAMES) for _ in clips]
-        clean = latents[clips, times].float()
-        noisy, timesteps, wanted = denoising.noised(scheduler, clean, generator)
-        captions = [random_caption(scenes[k], rng, drop=config.own["drop"]) for k in clips]
-        with torch.no_grad():
-            words = text.embed(tokenizer, encoder, captions)
-        pictures = np.stack([frames[k, t] for k, t in zip(clips, times, strict=True)])
-        features = adapter(torch.from_numpy(edges(pictures)))
+        batch = data.draw(rng, generator)
         predicted = unet(
-            noisy, timesteps, words, down_intrablock_additional_residuals=features
+            batch.noisy,
+            batch.timesteps,
+            batch.words,
+            down_intrablock_additional_residuals=adapter(batch.outlines),
         ).sample
-        return denoising.loss_of(scheduler, predicted, wanted, timesteps)
+        return data.loss(predicted, batch)
 
     fit(
         "t2i_adapter",

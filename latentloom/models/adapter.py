@@ -16,6 +16,7 @@ from latentloom.errors import ModelError
 from latentloom.models.denoisers import DenoiserAround
 from latentloom.models.fits import adapter_fault, adapter_levels
 from latentloom.models.image import ImageDenoiser, Residuals
+from latentloom.models.offload import execution_device
 from latentloom.models.protocols import VAE, Denoiser
 
 
@@ -58,7 +59,8 @@ class T2IAdapter:
                 f"the T2I-Adapter takes {self.condition_channels} channels, not a condition of"
                 f" shape {tuple(condition.shape)}"
             )
-        levels = self.module(condition.contiguous().to(self.module.device, self.module.dtype))
+        device = execution_device(self.module)
+        levels = self.module(condition.contiguous().to(device, self.module.dtype))
         return torch.cat([level.float().flatten(1) for level in levels], dim=1)
 
 

@@ -12,6 +12,7 @@ from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.instruct import InstructDenoiser
 from latentloom.models.load import (
+    Changes,
     ImageModel,
     check_channels,
     load_denoiser,
@@ -79,6 +80,7 @@ def load_t2i_adapter(
             variant=variant,
             dtype=base.dtype,
             device=base.device,
+            offload=base.offload,
         ),
         base.vae.downscale,
     )
@@ -114,6 +116,7 @@ def load_ip_adapter(
         expected=("CLIPVisionModelWithProjection",),
         dtype=base.dtype,
         device=base.device,
+        offload=base.offload,
     )
     path = find_weights(root, weight_name)
     return attach(real_base(base, root), encoder, load_tensors(path), scale, path)
@@ -128,6 +131,8 @@ def load_inpaint_model(
     variant: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    offload: bool = False,
+    scheduler: Changes = (),
 ) -> ImageModel:
     """Load an inpainting model: a pipeline of its own, or a UNet on a base.
 
@@ -138,21 +143,27 @@ def load_inpaint_model(
         variant: As in diffusers.
         dtype: What it computes in.
         device: Where it goes.
+        offload: Whether it is there only while it runs; what is the base's follows the base.
+        scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device}
+    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
     own = (root / "scheduler").is_dir()
-    schedule = Schedule.from_folder(root / "scheduler") if own else required(base, root).schedule
+    schedule = (
+        Schedule.from_folder(root / "scheduler", dict(scheduler))
+        if own
+        else required(base, root).schedule
+    )
     denoiser = load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
     vae = shared_vae(root, base, options)
     check_channels(root, denoiser, vae, extra=1 + vae.channels)
     own_text = (root / "text_encoder").is_dir()
     text = load_text(root, options) if own_text else required(base, root).text
-    return ImageModel(vae, text, denoiser, schedule, dtype, device)
+    return ImageModel(vae, text, denoiser, schedule, dtype, device, offload)
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,6 +207,8 @@ def load_instruct_model(
     variant: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    offload: bool = False,
+    scheduler: Changes = (),
 ) -> ImageModel:
     """Load an InstructPix2Pix model: a whole pipeline, or a UNet and schedule on a base.
 
@@ -207,14 +220,21 @@ def load_instruct_model(
         variant: As in diffusers.
         dtype: What it computes in.
         device: Where it goes.
+        offload: Whether it is there only while it runs; what is the base's follows the base.
+        scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options: dict[str, Any] = {"variant": variant, "dtype": dtype, "device": device}
-    schedule = Schedule.from_folder(root / "scheduler")
+    options: dict[str, Any] = {
+        "variant": variant,
+        "dtype": dtype,
+        "device": device,
+        "offload": offload,
+    }
+    schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
     own_vae, own_text = (root / "vae").is_dir(), (root / "text_encoder").is_dir()
     vae = load_vae(root / "vae", **options) if own_vae else required(base, root).vae
@@ -226,4 +246,4 @@ def load_instruct_model(
             f" of {vae.channels}-channel latents maps {2 * vae.channels} to {vae.channels}"
         )
     denoiser = InstructDenoiser(module, prediction_of(schedule))
-    return ImageModel(vae, text, denoiser, schedule, dtype, device)
+    return ImageModel(vae, text, denoiser, schedule, dtype, device, offload)

@@ -14,6 +14,7 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models.denoisers import DenoiserAround
 from latentloom.models.image import ImageDenoiser, twin_of
+from latentloom.models.offload import execution_device
 from latentloom.models.pretrained import library
 from latentloom.models.protocols import Denoiser
 
@@ -49,8 +50,9 @@ class IPAdapter:
             pictures, repeats = pictures[:1], len(pictures)
         else:
             repeats = 1
+        device, dtype = execution_device(self.encoder), self.encoder.dtype
         shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-        pixels = ((pictures - shift) / scale).to(self.encoder.device, self.encoder.dtype)
+        pixels = ((pictures - shift) / scale).to(device, dtype)
         # One picture a call, so that no bit depends on the number of frames.
         seen = [self._encode(pixels[i : i + 1]) for i in range(len(pixels))]
         nothing = torch.zeros_like(seen[0]) if self._pools else self._encode(0 * pixels[:1])

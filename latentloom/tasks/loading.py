@@ -82,10 +82,8 @@ class PlanModels:
         return load(
             facts.folder,
             base=self.image(facts.base) if facts.base else None,
-            subfolder=spec.subfolder,
-            variant=spec.variant,
-            dtype=facts.dtype,
-            device=self.plan.facts.machine.device,
+            scheduler=tuple(spec.scheduler.model_dump(exclude_none=True).items()),
+            **self._placing(name),
         )
 
     def t2i_adapter(self, name: str) -> T2IAdapter:

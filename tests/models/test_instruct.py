@@ -121,3 +121,16 @@ def test_another_model_is_refused_with_its_channels(tmp_path: Path) -> None:
     tiny.save_image_pipeline(tmp_path)
     with pytest.raises(ModelError, match=r"maps 4 channels to 4; .* maps 8 to 4"):
         dependents.load_instruct_model(tmp_path)
+
+
+def test_scheduler_and_offload_are_those_asked_for(folder: Path, tmp_path: Path) -> None:
+    changes = (("timestep_spacing", "trailing"),)
+    instruct = dependents.load_instruct_model(folder, scheduler=changes, offload=True)
+    assert instruct.sampler(2).timesteps[0] == 999
+    assert dependents.load_instruct_model(folder).sampler(2).timesteps[0] != 999
+    assert instruct.offload
+    base = load.load_image_model(tiny.save_image_pipeline(tmp_path / "image"), offload=True)
+    tiny.save_inpaint_unet(tmp_path / "inpaint")
+    on_base = dependents.load_inpaint_model(tmp_path / "inpaint", base=base, offload=True)
+    assert on_base.offload
+    assert on_base.schedule == base.schedule
