@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from latentloom.flows.need import Need
     from latentloom.schemas.plan import Plan
 
 from latentloom.cli.options import (
@@ -52,7 +53,7 @@ def plan(recipe: Path, overrides: Sequence[str], store: str, as_json: bool) -> N
     opened, compiled = compile_recipe_file(recipe, overrides, store)
     published = _is_published(compiled)
     present = opened.present(list(compiled.keys()))
-    need = find_need(compiled, present, published=published)
+    need = find_need(compiled, present, published=published, look=opened.present)
     hits = {
         stage.name: sum(chunk.key in present for chunk in stage.chunks) for stage in compiled.stages
     }
@@ -89,7 +90,7 @@ def _contents(path: Path) -> str:
 
 
 def _plan_facts(
-    compiled: Plan, need: dict[str, list[int]], hits: dict[str, int], *, published: bool
+    compiled: Plan, need: Need, hits: dict[str, int], *, published: bool
 ) -> dict[str, Any]:
     stages = [
         {
@@ -99,6 +100,7 @@ def _plan_facts(
             "chunks": len(stage.chunks),
             "hits": hits[stage.name],
             "needed": len(need[stage.name]),
+            "computes": need.num_computed(stage.name),
             "transient": stage.transient,
             "bytes": sum(stage.chunk_bytes),
             "peak_bytes": stage.peak_bytes,

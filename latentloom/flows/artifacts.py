@@ -54,7 +54,7 @@ def shown(store: Store, plan: Plan, run: str) -> Iterator[Callable[[], None]]:
         return
     present = store.present(list(plan.keys()))
     published = plan.output is not None and is_published(plan, plan.output)
-    need = find_need(plan, present, published=published)
+    need = find_need(plan, present, published=published, look=store.present)
     lasting = [
         stage.chunks[index].key
         for stage in plan.stages

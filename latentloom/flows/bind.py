@@ -21,6 +21,7 @@ from latentloom.flows.fit import (
 from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
 from latentloom.flows.maps import map_fault
 from latentloom.flows.texts import word_faults
+from latentloom.flows.window_modes import mode_faults, same_plan
 from latentloom.schemas.edits import EditStage, FramesEdit, OutpaintEdit, Prompt2PromptEdit
 from latentloom.schemas.facts import Facts, ModelFacts
 from latentloom.schemas.fusion import FuseStage, MixStage
@@ -185,6 +186,8 @@ class _Binder:
             return
         borders = ("left", "right", "top", "bottom")
         fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every", *borders)
+        if windows is not None and windows.mode == "co_denoise":
+            fixed += ("noise_start",)
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
         if _reads_source(changed) != _reads_source(stage):
             differs.append("whether a condition has a map")
@@ -282,11 +285,13 @@ class _Binder:
             return rules[0] if rules else None
         rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows.rule, own)
         for name, other in inherited.items():
-            if other != rule:
+            if not same_plan(rule, other):
                 self._fault(
                     f"reads inverted latents of {name!r} with another window plan:"
                     f" {worded_rules({stage.name: rule, name: other})}; give both the same windows"
                 )
+        for fault in mode_faults(stage, rule, inherited):
+            self._fault(fault)
         return rule
 
     def _resolve_rule(self, rule: WindowRule, models: Sequence[ModelFacts]) -> WindowRule:

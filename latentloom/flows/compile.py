@@ -25,6 +25,12 @@ from latentloom.flows.output import (
 )
 from latentloom.flows.shots import Shot, find_cut, plan_shots
 from latentloom.flows.texts import unread_ends
+from latentloom.flows.window_modes import (
+    handed_over,
+    is_read_as_it_is,
+    meets_at_every_step,
+    with_steps,
+)
 from latentloom.ops.windows import Range, overlapping, plan_chunks, plan_windows
 from latentloom.schemas.base import digest, readable
 from latentloom.schemas.facts import Facts
@@ -33,7 +39,6 @@ from latentloom.schemas.load import with_overrides
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
-from latentloom.schemas.stages import Stage
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 
@@ -152,9 +157,9 @@ class _Draft:
         cells = Cells(bound, self.shots, self.facts)
         for values in cells.timed:
             self._warn(unread_ends(bound.stage, values, self.facts))
-        chunks = [
-            self._chunk(cells, inputs, span, shot) for shot, span in self._spans(bound, cells)
-        ]
+        chunks: list[PlannedChunk] = []
+        for shot, span in self._spans(bound, cells):
+            chunks.append(self._chunk(cells, inputs, span, shot, chunks))
         item = ITEM_BYTES["float32" if bound.dtype is None else bound.dtype]
         frame_bytes = item
         for length in bound.frame_shape:
@@ -177,7 +182,7 @@ class _Draft:
                 chunk.num_frames * frame_bytes + estimate.CHUNK_OVERHEAD_BYTES for chunk in chunks
             ),
         )
-        stage = _with_checkpoints(stage, bound.stage)
+        stage = with_steps(_with_checkpoints(stage, bound), bound)
         peak = estimate.peak_bytes(stage, self.recipe, self.facts, self.stages)
         self.stages.append(stage.model_copy(update={"peak_bytes": peak}))
 
@@ -209,13 +214,19 @@ class _Draft:
         return spans
 
     def _chunk(
-        self, cells: Cells, inputs: Sequence[PlannedStage], span: Range, shot: Shot
+        self,
+        cells: Cells,
+        inputs: Sequence[PlannedStage],
+        span: Range,
+        shot: Shot,
+        before: Sequence[PlannedChunk],
     ) -> PlannedChunk:
         variant, timed = cells.of_span(shot, span)
         reads = tuple(_reads(stage, span, cells.windows) for stage in inputs)
         upstream = [
             _upstream_keys(stage, read, span) for stage, read in zip(inputs, reads, strict=True)
         ]
+        upstream += handed_over(cells.windows, before, span)
         key = chunk_key(cells.variants[variant].key, *span, cells.timed[timed], upstream)
         return PlannedChunk(
             key=key, start=span[0], stop=span[1], variant=variant, timed=timed, reads=reads
@@ -286,9 +297,10 @@ class _Draft:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-def _with_checkpoints(stage: PlannedStage, fields: Stage) -> PlannedStage:
+def _with_checkpoints(stage: PlannedStage, bound: BoundStage) -> PlannedStage:
     """Plan the checkpoints inside the windows of a stage that denoises with several models."""
-    if not isinstance(fields, FuseStage):
+    fields = bound.stage
+    if not isinstance(fields, FuseStage) or meets_at_every_step(bound):
         return stage
     steps = fields.checkpoint_steps()
     if not steps:
@@ -303,7 +315,7 @@ def _reads(stage: PlannedStage, span: Range, windows: WindowRule | None = None) 
     if stage.unit == "source":
         return ()
     starts, stops = stage.bounds
-    if windows is not None and stage.variants[0].fields.get("windows") == windows.model_dump():
+    if windows is not None and is_read_as_it_is(stage, windows):
         own = bisect_left(starts, span[0])
         if own < len(starts) and (starts[own], stops[own]) == span:
             return (own,)

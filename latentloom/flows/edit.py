@@ -46,16 +46,23 @@ def _flow_run_name() -> str:
 
 @task(
     name="chunks",
-    task_run_name="{stage} {first}-{last}",
+    task_run_name="{title} {first}-{last}",
     cache_policy=NO_CACHE,
     persist_result=False,
 )
 def run_group(
-    store: str, run: str, stage: str, indices: list[int], first: int, last: int
+    store: str,
+    run: str,
+    stage: str,
+    indices: list[int],
+    step: int | None,
+    title: str,
+    first: int,
+    last: int,
 ) -> dict[str, int]:
     """Work through chunks of one stage; returns how many were computed, by stage."""
     opened = Store.open(store, create=False)
-    return dict(work_through(opened, _plan_of(store, run), run, stage, indices))
+    return dict(work_through(opened, _plan_of(store, run), run, stage, indices, step))
 
 
 @flow(
@@ -146,12 +153,15 @@ def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:
 
 def _submit(store: str, run: str, step: Step) -> Counter[str]:
     """Run the task groups of a step as Prefect tasks, and look at the state of every one."""
+    number = step.denoising_step
     futures = [
         run_group.submit(
             store=store,
             run=run,
             stage=step.stage,
             indices=list(group),
+            step=number,
+            title=step.stage if number is None else f"{step.stage} step {number}",
             first=group[0],
             last=group[-1],
         )

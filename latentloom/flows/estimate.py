@@ -21,6 +21,8 @@ COSINE_BYTES = 16
 """A number on a line of its own in a record."""
 CHECKPOINTS_AT_ONCE = 2
 """Checkpoints inside a window: an older one is deleted once the next is there."""
+STEPS_AT_ONCE = 3
+"""Steps of windows that meet: the one that is taken, and the two before it."""
 BASELINE_BYTES = 800 * MIB
 """This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
 SHARED_BYTES = 300 * MIB
@@ -62,6 +64,7 @@ def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
             "size": fields.get("size"),
             "settings": fields.get("settings"),
             "frames": longest,
+            **({"blended": stage.steps != ()} if stage.steps else {}),
         }
     )
 
@@ -89,14 +92,25 @@ def checkpoint_bytes(stage: PlannedStage, *, num_states: int) -> int:
 def store_bytes(stages: Sequence[PlannedStage]) -> int:
     """Return the most that the stages store at a time.
 
-    Of frames that are deleted behind their reader, one segment's; of checkpoints inside a window, two beside
-    everything up to their stage.
+    Of frames that are deleted behind their reader, one segment's; and what lies there while a stage runs,
+    beside everything up to it.
     """
     total = most = 0
     for stage in stages:
         total += _passing_bytes(stage, stages) if stage.transient else sum(stage.chunk_bytes)
-        most = max(most, total + CHECKPOINTS_AT_ONCE * stage.checkpoint_bytes)
+        most = max(most, total + bytes_beside(stage))
     return most
+
+
+def bytes_beside(stage: PlannedStage) -> int:
+    """Return the most that a stage stores at a time beyond its chunks.
+
+    Of checkpoints inside windows there are two; of windows that meet at every step, all of three steps.
+    """
+    own = sum(stage.chunk_bytes)
+    rows = [*stage.step_bytes, own]
+    together = max(sum(rows[at : at + STEPS_AT_ONCE]) for at in range(len(rows)))
+    return together - own + CHECKPOINTS_AT_ONCE * stage.checkpoint_bytes
 
 
 def _passing_bytes(stage: PlannedStage, stages: Sequence[PlannedStage]) -> int:
@@ -115,6 +129,7 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     frames = max((chunk.num_frames for chunk in stage.chunks), default=1)
     models = [facts.models[name] for name in stage.models.values()]
     held = 3 * frames * prod(stage.frame_shape) * 4 + 2 * stage.checkpoint_bytes
+    held += _blended_bytes(stage)
     if stage.op == "encode_video":
         return (
             MEDIA_FRAMES * 6 * prod(_size_of(stage))
@@ -131,6 +146,14 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     area = stage.frame_shape[1] * stage.frame_shape[2]
     channels = sum(16 if m.standin else 24 * m.max_channels for m in models)
     return held + 2 * batch * area * channels * 4
+
+
+def _blended_bytes(stage: PlannedStage) -> int:
+    """Return what a window holds while it blends those of the step before: them, their sum, the result."""
+    if not stage.step_bytes:
+        return 0
+    windows = max(len(stage.neighbours(index)) for index in range(len(stage.chunks)))
+    return (windows + 3) * max(stage.step_bytes) // len(stage.chunks)
 
 
 def _pixels(stage: PlannedStage, downscale: int) -> int:

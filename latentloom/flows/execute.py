@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
 from latentloom.flows.calibration import TreeWatch, remember
-from latentloom.flows.need import deletable, find_need
+from latentloom.flows.need import find_need
 from latentloom.flows.resolve import check_facts
 from latentloom.flows.runs import lease_name, update_state
 from latentloom.flows.steps import Step, plan_steps
+from latentloom.flows.sweep import sweep, sweep_behind
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState, RunStateName, StageTally
@@ -69,7 +70,7 @@ def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
     def run_groups(step: Step) -> Counter[str]:
         computed = Counter[str]()
         for group in step.groups:
-            computed += work_through(store, plan, run_id, step.stage, group)
+            computed += work_through(store, plan, run_id, step.stage, group, step.denoising_step)
         return computed
 
     return run_groups
@@ -127,10 +128,10 @@ class _Execution:
         self._compute_needed(published=published)
         if output is not None and not published:
             self._publish(output)
-        self._sweep()
+        sweep(self.store, self.plan)
 
     def _compute_needed(self, *, published: bool) -> None:
-        need = find_need(self.plan, self._present(), published=published)
+        need = find_need(self.plan, self._present(), published=published, look=self.store.present)
         if any(need.values()):
             check_facts(self.plan, self.store)
         with TreeWatch() as watch:
@@ -150,38 +151,16 @@ class _Execution:
 
     def _check_records(self, step: Step) -> None:
         stage = self.plan.by_name[step.stage]
-        keys = [stage.chunks[index].key for group in step.groups for index in group]
+        keys = [
+            stage.key_at(index, step.denoising_step) for group in step.groups for index in group
+        ]
         missing = set(keys) - self.store.present(keys)
         if missing:
             raise MissingChunkError(
                 f"stage {step.stage!r}: {len(missing)} chunks have no record after their tasks ended"
             )
-
-    def _sweep(self) -> None:
-        self._sweep_checkpoints()
-        transient = [stage for stage in self.plan.stages if stage.transient]
-        if not transient:
-            return
-        names = {stage.name for stage in transient}
-        keys = [
-            chunk.key
-            for stage in self.plan.stages
-            if stage.name in names or names & set(stage.inputs)
-            for chunk in stage.chunks
-        ]
-        present = self.store.present(keys)
-        for stage in transient:
-            for index in deletable(self.plan, stage, present):
-                self.store.delete(stage.chunks[index].key)
-
-    def _sweep_checkpoints(self) -> None:
-        """Delete what a run that was killed right behind a chunk left inside it."""
-        chunks = dict(self.plan.checkpoint_keys())
-        left = self.store.present(chunks)
-        done = self.store.present({chunks[key] for key in left})
-        for key in left:
-            if chunks[key] in done:
-                self.store.delete(key)
+        if step.denoising_step is not None:
+            sweep_behind(self.store, stage, step.denoising_step)
 
     def _publish(self, output: str) -> None:
         begun = time.monotonic()

@@ -113,7 +113,8 @@ def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:
 def kept_keys(store: Store) -> set[str]:
     """Return the keys that registered runs need: lasting chunks, and others while there is work to do.
 
-    Those are transient chunks that a reader waits for, and checkpoints inside chunks that are not done.
+    Those are transient chunks that a reader waits for, checkpoints inside chunks that are not done, and
+    windows between the steps of a stage that is not done.
 
     Raises:
         StoreFormatError: If a plan cannot be read: what it needs is not known.
@@ -129,6 +130,9 @@ def kept_keys(store: Store) -> set[str]:
                 if not present.issuperset(plan.readers(stage.name, index)):
                     kept.add(chunk.key)
         kept.update(inner for inner, chunk in plan.checkpoint_keys() if chunk not in present)
+        for stage in plan.stages:
+            if not present.issuperset(chunk.key for chunk in stage.chunks):
+                kept.update(key for step in stage.steps for key in stage.keys_at(step))
     return kept
 
 
@@ -167,8 +171,9 @@ def stage_records(store: Store, run_id: str, name: str) -> tuple[list[Record], O
     if stage.unit != "windows":
         return records, None
     rule = stage.variants[0].fields["windows"]
-    # Noise is never blended: the average of two windows' noise has too little of it.
-    shape = None if stage.produces == "noise" else rule["weights"]
+    # The average of the noise of two windows that never met has too little of it.
+    alone = stage.produces == "noise" and rule["mode"] == "independent"
+    shape = None if alone else rule["weights"]
     return records, Overlaps(frames=rule["overlap"], shape=shape)
 
 

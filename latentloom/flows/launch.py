@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
-from latentloom.flows.estimate import CHECKPOINTS_AT_ONCE, SHARED_BYTES
+from latentloom.flows.estimate import SHARED_BYTES, bytes_beside
 from latentloom.flows.need import find_need
 from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
@@ -99,7 +99,7 @@ def check_disk(store: Store, plan: Plan) -> None:
     unfinished = [
         stage for stage in plan.stages if any(chunk.key not in present for chunk in stage.chunks)
     ]
-    left += CHECKPOINTS_AT_ONCE * max((stage.checkpoint_bytes for stage in unfinished), default=0)
+    left += max((bytes_beside(stage) for stage in unfinished), default=0)
     if free is not None and left > free:
         raise ResourceError(
             f"the plan has {readable(left)} still to write, the disk of the store has {readable(free)}"
@@ -156,7 +156,8 @@ def _progress(store: Store, plan: Plan, state: RunState, workers: int, write: Wr
     from latentloom.tasks.published import is_published
 
     published = state.output is not None and is_published(plan, state.output)
-    need = find_need(plan, store.present(list(plan.keys())), published=published)
+    present = store.present(list(plan.keys()))
+    need = find_need(plan, present, published=published, look=store.present)
 
     def show(stage: StageProgress, eta: float | None) -> None:
         left = "" if eta is None or not stage.frames_left else f", {clock(eta)} left"

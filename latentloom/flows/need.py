@@ -5,34 +5,111 @@ Pure. It is asked again whenever a chunk that was there has vanished.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
 from latentloom.schemas.plan import Plan, PlannedStage
 
+Look = Callable[[Collection[str]], AbstractSet[str]]
+"""Says which of some keys have a record."""
 
-def find_need(plan: Plan, present: Collection[str], *, published: bool) -> dict[str, list[int]]:
+
+class Need(dict[str, list[int]]):
+    """For each stage that is stored, by name in plan order, the ascending indices of needed chunks."""
+
+    def __init__(
+        self, chunks: Mapping[str, list[int]], steps: Mapping[str, list[StepNeed]]
+    ) -> None:
+        """Keep both parts of what is needed."""
+        super().__init__(chunks)
+        self.steps: Mapping[str, list[StepNeed]] = steps
+        """The steps still to be taken by stages whose windows meet at every step, in order."""
+
+    def num_computed(self, name: str) -> int:
+        """Return how many chunks a stage computes, windows after each step counted one by one."""
+        if name in self.steps:
+            return sum(len(step.windows) for step in self.steps[name])
+        return len(self[name])
+
+
+@dataclass(frozen=True)
+class StepNeed:
+    """Windows that have to be taken to one step."""
+
+    step: int
+    windows: list[int] = field(repr=False)
+
+
+def no_records(keys: Collection[str]) -> AbstractSet[str]:
+    """Stand for an empty store."""
+    return frozenset[str]()
+
+
+def find_need(
+    plan: Plan, present: Collection[str], *, published: bool, look: Look = no_records
+) -> Need:
     """Find the chunks that have to be computed.
 
     Args:
         plan: The plan.
         present: Keys of its chunks that have a record.
         published: Whether its video is in place already.
-
-    Returns:
-        For each stage that is stored, by name in plan order, the ascending indices of needed chunks.
+        look: Asked, where windows meet at every step, which of them stand after a step.
     """
     read_by_someone = {name for stage in plan.stages for name in stage.inputs}
     wanted: dict[str, set[int]] = {}
+    steps: dict[str, list[StepNeed]] = {}
     for stage in reversed(plan.stages):
         demanded = wanted.get(stage.name, set())
         is_wanted = stage.kept or (stage.name not in read_by_someone and stage.stored)
         if is_wanted and not (published and stage.op == "encode_video"):
             demanded = set(range(len(stage.chunks)))
-        missing = {index for index in demanded if stage.chunks[index].key not in present}
+        missing = _missing(stage, demanded, present)
         wanted[stage.name] = missing
+        if stage.steps:
+            steps[stage.name] = list(_steps_to(stage, missing, look))[::-1]
+            missing = _beginning(stage, steps[stage.name])
         _demand_inputs(stage, missing, wanted)
-    return {stage.name: sorted(wanted[stage.name]) for stage in plan.stages if stage.stored}
+    chunks = {stage.name: sorted(wanted[stage.name]) for stage in plan.stages if stage.stored}
+    return Need(chunks, steps)
+
+
+def _missing(stage: PlannedStage, demanded: Collection[int], present: Collection[str]) -> set[int]:
+    missing = {index for index in demanded if stage.chunks[index].key not in present}
+    if stage.in_order:
+        for index in sorted(missing, reverse=True):
+            before = stage.before(index)
+            while before is not None and before not in missing:
+                if stage.chunks[before].key in present:
+                    break
+                missing.add(before)
+                before = stage.before(before)
+    return missing
+
+
+def _steps_to(stage: PlannedStage, missing: Collection[int], look: Look) -> Iterator[StepNeed]:
+    """Yield what missing windows take, the last step first, back to a step that all they need stands at."""
+    wanted = sorted(missing)
+    for row in reversed(range(len(stage.steps))):
+        if not wanted:
+            return
+        yield StepNeed(stage.steps[row], wanted)
+        if row:
+            wanted = _lacking(stage, stage.steps[row - 1], wanted, look)
+
+
+def _lacking(stage: PlannedStage, step: int, readers: Collection[int], look: Look) -> list[int]:
+    """Return the windows that readers blend after a step and that have no record there."""
+    near = {index for reader in readers for index in stage.neighbours(reader)}
+    keys = {index: stage.key_at(index, step) for index in near}
+    there = look(keys.values())
+    return sorted(index for index, key in keys.items() if key not in there)
+
+
+def _beginning(stage: PlannedStage, steps: list[StepNeed]) -> set[int]:
+    """Return the windows that begin anew, and so read the stage's inputs."""
+    return set(steps[0].windows) if steps and steps[0].step == stage.steps[0] else set()
 
 
 def _demand_inputs(
@@ -53,6 +130,3 @@ def deletable(plan: Plan, stage: PlannedStage, present: AbstractSet[str]) -> lis
         for index, chunk in enumerate(stage.chunks)
         if chunk.key in present and present >= set(plan.readers(stage.name, index))
     ]
-
-
-Need = Mapping[str, list[int]]

@@ -72,8 +72,10 @@ class Progress:
         for name, indices in self.need.items():
             if indices:
                 chunks = self.plan.by_name[name].chunks
-                frames = sum(chunks[index].num_frames for index in indices)
-                self.stages[name] = StageProgress(name, len(indices), frames)
+                steps = self.need.steps.get(name)
+                made = [step.windows for step in steps] if steps else [indices]
+                frames = sum(chunks[index].num_frames for step in made for index in step)
+                self.stages[name] = StageProgress(name, self.need.num_computed(name), frames)
         self._seen.update(self.store.event_files(self.run_id))
 
     def tick(self) -> None:

@@ -39,20 +39,22 @@ def similarity_line(stage: str, summary: dict[str, Any]) -> str:
 
 
 def _summaries(windows: Iterable[Similarity]) -> list[dict[str, Any]]:
-    pairs: dict[tuple[str, str, int], list[list[float]]] = {}
+    pairs: dict[tuple[str, str], dict[int, list[float]]] = {}
     for window in windows:
         for position, source in enumerate(window.sources):
-            by_step = pairs.setdefault(
-                (source, window.to, window.first_step), [[] for _ in window.cosines]
-            )
-            for cosines, rows in zip(by_step, window.cosines, strict=True):
-                cosines.extend(rows[position])
+            by_step = pairs.setdefault((source, window.to), defaultdict(list))
+            for step, rows in enumerate(window.cosines, window.first_step):
+                by_step[step].extend(rows[position])
     return [
-        {"source": source, "to": to, "first_step": first, **_means(first, by_step)}
-        for (source, to, first), by_step in pairs.items()
+        {"source": source, "to": to, **_means(by_step)} for (source, to), by_step in pairs.items()
     ]
 
 
-def _means(first_step: int, by_step: list[list[float]]) -> dict[str, Any]:
-    steps = [round(sum(cosines) / len(cosines), 5) for cosines in by_step]
-    return {"steps": steps, "lowest": first_step + steps.index(min(steps))}
+def _means(by_step: dict[int, list[float]]) -> dict[str, Any]:
+    """Return the means of the newest steps without a gap: a killed process takes its last events with it."""
+    first = max(by_step)
+    while first - 1 in by_step:
+        first -= 1
+    means = (sum(by_step[i]) / len(by_step[i]) for i in range(first, max(by_step) + 1))
+    steps = [round(mean, 5) for mean in means]
+    return {"first_step": first, "steps": steps, "lowest": first + steps.index(min(steps))}

@@ -1,8 +1,10 @@
 """Order what is needed into steps. Integers only.
 
 A stage is one step of a few task groups for every worker: enough to share the work out evenly, few enough
-that Prefect's bookkeeping (about 0.1 s a task run) does not count. Transient frames have no step of
-their own: the task that reads them makes them, chunk by chunk, and deletes them behind it.
+that Prefect's bookkeeping (about 0.1 s a task run) does not count. Where windows meet at every denoising
+step, each of those is a step of one group for every worker; windows that read the one before them are shared
+out by shots. Transient frames have no step of their own: the task that reads them makes them, chunk by chunk,
+and deletes them behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from latentloom.flows.need import Need
-from latentloom.schemas.plan import Plan
+from latentloom.schemas.plan import Plan, PlannedStage
 
 GROUPS_PER_WORKER = 4
 MAX_TASK_RUNS = 200
@@ -24,6 +26,8 @@ class Step:
 
     stage: str
     groups: tuple[tuple[int, ...], ...]
+    denoising_step: int | None = None
+    """Where windows meet at every step: the step that the groups take theirs to."""
 
 
 def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
@@ -38,7 +42,29 @@ def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
     most = max(workers, MAX_TASK_RUNS // max(1, len(active)))
     groups = min(workers * GROUPS_PER_WORKER, most)
     for stage in active:
-        yield Step(stage.name, _split(need[stage.name], groups))
+        if stage.steps:
+            for wanted in need.steps[stage.name]:
+                yield Step(stage.name, _split(wanted.windows, workers), wanted.step)
+        else:
+            runs = _runs(stage, need[stage.name])
+            yield Step(
+                stage.name, tuple(_joined(runs, part) for part in _split(range(len(runs)), groups))
+            )
+
+
+def _runs(stage: PlannedStage, indices: Sequence[int]) -> list[list[int]]:
+    """Cut indices where the order does not matter: everywhere, but not between windows that hand over."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if stage.in_order and runs and stage.before(index) == runs[-1][-1]:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
+def _joined(runs: Sequence[Sequence[int]], part: Sequence[int]) -> tuple[int, ...]:
+    return tuple(index for run in part for index in runs[run])
 
 
 def _split(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:

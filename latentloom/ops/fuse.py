@@ -117,6 +117,7 @@ def fuse_denoise(
     *,
     space: Space = "x",
     start: int = 0,
+    stop: int | None = None,
     combine: Fuse = fuse,
     on_parts: OnStates | None = None,
     on_step: OnStates | None = None,
@@ -141,6 +142,7 @@ def fuse_denoise(
         schedule: The sampler that the sources share.
         space: What is mixed.
         start: First step to take.
+        stop: Step to end before; default N. What the sources then are `on_step` says.
         combine: `fuse`, or `functools.partial` of it with options.
         on_parts: Called with `(i, parts)` at each step: the S tensors that are mixed, or, before tau, the
             sources' own latents.
@@ -161,7 +163,7 @@ def fuse_denoise(
         raise ValueError("the last step must fuse: tau has to be below the number of steps")
     tau = next(i for i, row in enumerate(weights) if row is not None)
     current = list(states)
-    for i in range(start, schedule.num_steps):
+    for i in range(start, schedule.num_steps if stop is None else stop):
         row, timestep = weights[i], schedule.timesteps[i]
         if row is not None and space != "x":
             z = combine(current, row) if i == tau else current[0]

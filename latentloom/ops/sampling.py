@@ -57,21 +57,24 @@ def denoise(
     schedule: Schedule,
     *,
     start: int = 0,
+    stop: int | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Denoise latents from step `start` to the end.
+    """Denoise latents from step `start` on.
 
     Args:
         z: `(F, C, h, w)` at timestep `timesteps[start]`.
         predict: The model.
         schedule: Its sampler.
         start: First step to take, 0 to N; above 0 for a strength below 1 or a resumed chunk.
+        stop: Step to end before; default N.
         on_step: Called with `(i, z)` after each step; `start=i + 1` goes on from there.
 
     Source: DDIM (2010.02502), equation 12 with sigma = 0.
     """
-    step = ddim_step(predict, schedule)
-    for i in range(_checked(start, schedule.num_steps), schedule.num_steps):
+    step, num_steps = ddim_step(predict, schedule), schedule.num_steps
+    last = _checked(num_steps if stop is None else stop, num_steps)
+    for i in range(_checked(start, num_steps), last):
         z = step(z, i)
         if on_step is not None:
             on_step(i, z)

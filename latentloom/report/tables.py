@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -16,10 +17,11 @@ from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
 
+if TYPE_CHECKING:
+    from latentloom.flows.need import Need
 
-def show_plan(
-    console: Console, plan: Plan, need: Mapping[str, list[int]], hits: Mapping[str, int]
-) -> None:
+
+def show_plan(console: Console, plan: Plan, need: Need, hits: Mapping[str, int]) -> None:
     """Show what a plan would compute."""
     info = plan.facts.source.info
     seconds = info.seconds(plan.stop) - info.seconds(plan.start)
@@ -39,7 +41,7 @@ def show_plan(
             stage.key[:12],
             str(len(stage.chunks)),
             str(hits[stage.name]),
-            str(len(need[stage.name])),
+            _to_do(need, stage.name),
             readable(stage.peak_bytes),
             "passing" if stage.transient else readable(sum(stage.chunk_bytes)),
         )
@@ -51,6 +53,12 @@ def show_plan(
     )
     for warning in plan.warnings:
         show_line(console, f"warning: {warning}")
+
+
+def _to_do(need: Need, name: str) -> str:
+    """Write how many chunks are to be made; where windows meet at every step, also at how many places."""
+    chunks, computed = len(need[name]), need.num_computed(name)
+    return str(chunks) if computed == chunks else f"{chunks} in {computed} steps"
 
 
 def show_run(console: Console, state: RunState) -> None:

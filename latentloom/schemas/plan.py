@@ -15,6 +15,7 @@ from latentloom.schemas.base import Schema, digest
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import Kind
+from latentloom.schemas.step_keys import StepKeys, near
 
 Unit = Literal["source", "frames", "windows", "segments"]
 PLAN_FORMAT: Literal[1] = 1
@@ -89,6 +90,15 @@ class PlannedStage(Schema):
     """After how many steps of a chunk its states are saved; each is deleted behind the next."""
     checkpoint_bytes: int = 0
     """Predicted bytes of the largest of them."""
+    steps: tuple[int, ...] = ()
+    """Where windows meet at every step: those steps, counted from 1. What all windows are after the last of
+    them are the chunks; what they are after the others is deleted two steps later."""
+    bases: tuple[str, ...] = ()
+    """For each such window the key of what it is made from, before any step."""
+    step_bytes: tuple[int, ...] = ()
+    """Predicted bytes of all windows after each step but the last."""
+    in_order: bool = False
+    """Whether a window reads the one before it in its shot, so that they are made in order."""
     peak_bytes: int = 0
     """Predicted peak memory of the process tree while it runs."""
 
@@ -96,6 +106,33 @@ class PlannedStage(Schema):
     def bounds(self) -> tuple[list[int], list[int]]:
         """Return first frames and ends of all chunks, both ascending."""
         return [chunk.start for chunk in self.chunks], [chunk.stop for chunk in self.chunks]
+
+    def neighbours(self, index: int) -> range:
+        """Return the windows that share a frame with a window, itself among them."""
+        return near(*self.bounds, index)
+
+    def before(self, index: int) -> int | None:
+        """Return the window that a window reads of its own stage; nothing for the first of a shot."""
+        first = self.neighbours(index).start
+        return index - 1 if self.in_order and first < index else None
+
+    def key_at(self, index: int, step: int | None = None) -> str:
+        """Return the key of a chunk as it is after a step; after all of them by default."""
+        if step is None or step == self.steps[-1]:
+            return self.chunks[index].key
+        return self._step_keys.key(self.steps.index(step), index)
+
+    def chunk_at(self, index: int, step: int | None = None) -> PlannedChunk:
+        """Return a chunk as it is after a step; after all of them by default."""
+        return self.chunks[index].model_copy(update={"key": self.key_at(index, step)})
+
+    def keys_at(self, step: int) -> list[str]:
+        """Return the keys of all windows after a step."""
+        return [self.key_at(index, step) for index in range(len(self.chunks))]
+
+    @cached_property
+    def _step_keys(self) -> StepKeys:
+        return StepKeys(self.bases, *self.bounds)
 
     @property
     def key(self) -> str:

@@ -24,10 +24,12 @@ class WindowRule(Schema):
     """Frames of a window; the model's own length by default."""
     overlap: int | None = Field(default=None, ge=0)
     """Frames that neighbours share; a quarter of the size by default."""
-    mode: Literal["independent"] = "independent"
-    """independent: every window alone, overlaps cross-faded in latent space."""
+    mode: Literal["independent", "co_denoise", "handoff"] = "independent"
+    """independent: every window alone, overlaps cross-faded in latent space. co_denoise: overlaps are
+    averaged after every step. handoff: a window goes on from the last frames of the one before; for smooth
+    and upsample."""
     weights: Literal["flat", "pyramid", "linear"] = "linear"
-    """Weights of the cross-fade."""
+    """Weights of the average where windows overlap."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:

@@ -5,10 +5,10 @@ A stage's function takes an ``OpenChunk`` and returns the array to commit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from latentloom.storage.store import Store
 from latentloom.tasks.checkpoints import StepCheckpoints
 from latentloom.tasks.loading import PlanModels
 from latentloom.tasks.maps import read_map
-from latentloom.tasks.tensors import Array, latents_to_float
+from latentloom.tasks.tensors import Array, latents_to_array, latents_to_float
 
 StageT = TypeVar("StageT", bound=BaseModel)
+STEP_DTYPE: Final = "float32"
+"""Of states between steps: denoising runs in float32, whatever the dtype of the stage."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class OpenChunk:
     stage: PlannedStage
     chunk: PlannedChunk
     models: PlanModels = field(repr=False)
+    step: int | None = None
+    """Where windows meet at every step: the step that this one is taken to."""
     notes: dict[str, JsonValue] = field(default_factory=dict, repr=False)
     """What its stage wants to tell of the work, for the event: never a part of the result."""
 
@@ -59,7 +63,12 @@ class OpenChunk:
     @property
     def dtype(self) -> str:
         """Return the dtype it is stored in."""
-        return self.stage.dtype
+        return self.stage.dtype if self.is_final else STEP_DTYPE
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether nothing is left to do for it in its stage."""
+        return self.step is None or self.step == self.stage.steps[-1]
 
     @property
     def micro_batch(self) -> int:
@@ -103,17 +112,42 @@ class OpenChunk:
         upstream = self.plan.by_name[self.stage.inputs[position]]
         parts = list(self._parts(position))
         if upstream.unit == "windows" and len(parts) > 1:
-            rule = upstream.variants[0].fields["windows"]
-            array = blend(
-                parts,
-                self.chunk.start,
-                self.chunk.stop,
-                overlap=rule["overlap"],
-                shape=rule["weights"],
-            )
-        else:
-            array = _cut(parts, self.chunk.start, self.chunk.stop)
+            return self._blended(parts, upstream)
+        array = _cut(parts, self.chunk.start, self.chunk.stop)
         return torch.from_numpy(np.array(array, dtype=np.float32))
+
+    def states_before(self) -> list[torch.Tensor] | None:
+        """Read what all windows were before its step, blended: S states ``(F, C, h, w)``, float32.
+
+        Returns:
+            The states; nothing at the first step, which begins with the stage's inputs.
+        """
+        if self.step is None or self.step == self.stage.steps[0]:
+            return None
+        step = self.step - 1
+        near = self.stage.neighbours(self.stage.bounds[0].index(self.chunk.start))
+        parts = [
+            (self.stage.chunks[index].start, read_chunk(self.store, self.stage, index, step))
+            for index in near
+        ]
+        return list(self._blended(parts, self.stage).unbind(1))
+
+    def steps_between(self, first: int, last: int) -> tuple[int, int]:
+        """Return the steps ``[start, stop)`` to take: all of a stage's, or the one at hand."""
+        return (first, last) if self.step is None else (self.step - 1, self.step)
+
+    def result(self, states: Sequence[torch.Tensor]) -> Array:
+        """Return states ``(F, C, h, w)`` as they are stored: all between steps, the first at the end."""
+        if self.is_final:
+            return latents_to_array(states[0], self.dtype)
+        return latents_to_array(torch.stack(list(states), dim=1), self.dtype)
+
+    def _blended(self, parts: list[tuple[int, Array]], stage: PlannedStage) -> torch.Tensor:
+        rule = stage.variants[0].fields["windows"]
+        start, stop = self.chunk.start, self.chunk.stop
+        return torch.from_numpy(
+            blend(parts, start, stop, overlap=rule["overlap"], shape=rule["weights"])
+        )
 
     def source_frames(self) -> NDArray[Any]:
         """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
@@ -148,24 +182,31 @@ class OpenChunk:
             yield start, latents_to_float(cut, upstream.dtype) if latents else cut
 
 
-def read_chunk(store: Store, stage: PlannedStage, index: int) -> Array:
+def read_chunk(store: Store, stage: PlannedStage, index: int, step: int | None = None) -> Array:
     """Read a committed chunk; what is damaged or gone loses its record, so that it is computed again.
+
+    Args:
+        store: Where it lies.
+        stage: Its stage.
+        index: Its place there.
+        step: After which step it is wanted, where windows meet at every step; after all by default.
 
     Raises:
         MissingChunkError: If it is not there, or was damaged.
     """
-    key = stage.chunks[index].key
+    key = stage.key_at(index, step)
+    which = f"chunk {index}" if step is None else f"chunk {index} after step {step}"
     try:
         return store.read(key)
     except DamagedChunkError as error:
         store.delete(key)
         raise MissingChunkError(
-            f"stage {stage.name!r}: chunk {index} was damaged ({error}); it is computed again"
+            f"stage {stage.name!r}: {which} was damaged ({error}); it is computed again"
         ) from error
     except MissingChunkError as error:
         _forget_vanished(store, key)
         raise MissingChunkError(
-            f"stage {stage.name!r} has no chunk {index} in store {store.uri}."
+            f"stage {stage.name!r} has no {which} in store {store.uri}."
             " Run the same command again; finished chunks are kept"
         ) from error
 

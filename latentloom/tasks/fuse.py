@@ -20,7 +20,7 @@ from latentloom.schemas.similarity import Similarity
 from latentloom.tasks.checkpoints import StepState
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise, make_condition, predict_with
-from latentloom.tasks.tensors import Array, latents_to_array, pad_to
+from latentloom.tasks.tensors import Array, pad_to
 
 Rows = list[tuple[float, ...] | None]
 _SIMILARITY = "similarity"
@@ -28,7 +28,7 @@ _DIGITS = 5
 
 
 def fuse(chunk: OpenChunk) -> Array:
-    """Fuse the sources of a stage over one window, from its newest checkpoint or the start."""
+    """Fuse the sources of a stage over one window: to its end, or by one step."""
     stage = chunk.params(FuseStage)
     num_steps = _resolved_steps(stage)
     models = [chunk.models.denoising(source.model) for source in stage.sources]
@@ -39,24 +39,28 @@ def fuse(chunk: OpenChunk) -> Array:
     sampler = next(iter(samplers.values()))
     reference = _video([model.denoiser.windowed for model in models])
     rows = _rows(stage, models, sampler)
-    begun = _begin(chunk, stage, sampler, models[0].denoiser.device)
+    start, stop = chunk.steps_between(_start(stage, sampler), num_steps)
+    begun = _begin(chunk, stage, start, models[0].denoiser.device)
     trace = _Trace.since(stage, reference, begun)
+    after: list[torch.Tensor] = []
 
-    def save(i: int, states: list[torch.Tensor]) -> None:
+    def keep(i: int, states: list[torch.Tensor]) -> None:
+        row = rows[i]
+        # From tau on the sources share one state.
+        after[:] = states if row is None else states[:1]
         if chunk.checkpoints.due(i + 1):
-            row = rows[i]
-            kept = states if row is None else states[:1]
             weights: JsonValue = None if row is None else list(row)
             notes = {"weights": weights, **trace.notes()}
-            chunk.checkpoints.save(StepState(i + 1, kept, notes))
+            chunk.checkpoints.save(StepState(i + 1, after, notes))
 
-    fused = fuse_denoise(
+    fuse_denoise(
         [_predict(chunk, stage, index, model, sampler) for index, model in enumerate(models)],
         begun.states,
         rows,
         sampler,
         space=stage.space,
         start=begun.step,
+        stop=stop,
         combine=partial(
             fuse_latents,
             interpolation=stage.interpolation,
@@ -65,10 +69,10 @@ def fuse(chunk: OpenChunk) -> Array:
             reference=reference,
         ),
         on_parts=trace.look,
-        on_step=save,
+        on_step=keep,
     )
     chunk.notes.update(trace.notes())
-    return latents_to_array(fused, chunk.dtype)
+    return chunk.result(after)
 
 
 @dataclass
@@ -110,17 +114,17 @@ def _resolved_steps(stage: FuseStage) -> int:
     return stage.num_inference_steps
 
 
-def _begin(chunk: OpenChunk, stage: FuseStage, sampler: Sampler, device: torch.device) -> StepState:
-    """Return the newest checkpoint, or the states that the first step begins with."""
-    saved = chunk.checkpoints.newest()
+def _begin(chunk: OpenChunk, stage: FuseStage, start: int, device: torch.device) -> StepState:
+    """Return where to go on: after a step of all windows, at the newest checkpoint, or at the start."""
+    before = chunk.states_before()
+    saved = chunk.checkpoints.newest() if before is None else StepState(start, before)
     if saved is not None:
-        # From tau on the sources share one state, which is kept once.
         shared = len(stage.sources) // len(saved.states)
         states = [state.to(device) for state in saved.states] * shared
         return StepState(saved.step, states, saved.attributes)
     inverted = chunk.input_latents().to(device)
     states = [_initial(chunk, i, source, inverted) for i, source in enumerate(stage.sources)]
-    return StepState(_start(stage, sampler), states)
+    return StepState(start, states)
 
 
 def _start(stage: FuseStage, sampler: Sampler) -> int:

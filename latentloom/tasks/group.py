@@ -60,7 +60,12 @@ _log = logging.getLogger("latentloom")
 
 
 def work_through(
-    store: Store, plan: Plan, run_id: str, stage_name: str, indices: Sequence[int]
+    store: Store,
+    plan: Plan,
+    run_id: str,
+    stage_name: str,
+    indices: Sequence[int],
+    step: int | None = None,
 ) -> Counter[str]:
     """Compute those of a stage's chunks that have no record yet, and the transient frames that they read.
 
@@ -70,9 +75,10 @@ def work_through(
         run_id: The run, for events.
         stage_name: Which stage.
         indices: Which of its chunks.
+        step: Where windows meet at every step: the step that they are taken to.
 
     Returns:
-        How many chunks of each stage this call computed.
+        How many chunks of each stage this call computed; windows between steps are not counted.
 
     Raises:
         InterruptedRunError: If the run was asked to stop; what is finished is kept.
@@ -84,7 +90,7 @@ def work_through(
     work = _Work(store, plan, _Journal(store, run_id))
     try:
         for index in indices:
-            work.finish(plan.by_name[stage_name], index)
+            work.finish(plan.by_name[stage_name], index, step)
             work.delete_behind(plan.by_name[stage_name], index)
     finally:
         work.journal.flush()
@@ -100,11 +106,11 @@ class _Work:
     journal: _Journal
     computed: Counter[str] = field(default_factory=Counter)
 
-    def finish(self, stage: PlannedStage, index: int) -> None:
-        """Make sure that a chunk has a record."""
+    def finish(self, stage: PlannedStage, index: int, step: int | None = None) -> None:
+        """Make sure that a chunk has a record, or has one after a step."""
         if stop_requested():
             raise InterruptedRunError(f"stopped before chunk {index} of stage {stage.name!r}")
-        chunk = stage.chunks[index]
+        chunk = stage.chunk_at(index, step)
         if self._reuse(stage, chunk, index):
             return
         with lease(self.store, f"chunk-{chunk.key[:40]}", stop=stop_requested):
@@ -113,13 +119,13 @@ class _Work:
             self._make_inputs(stage, chunk)
             self.journal.note("chunk_started", stage.name, chunk.key, index)
             begun = time.monotonic()
-            opened = OpenChunk(self.store, self.plan, stage, chunk, PlanModels(self.plan))
+            opened = OpenChunk(self.store, self.plan, stage, chunk, PlanModels(self.plan), step)
             array = _compute(opened, index)
             self.store.commit(
-                chunk.key, array, start=chunk.start, stop=chunk.stop, dtype=stage.dtype
+                chunk.key, array, start=chunk.start, stop=chunk.stop, dtype=opened.dtype
             )
             opened.checkpoints.delete()
-            self.computed[stage.name] += 1
+            self.computed[stage.name] += opened.is_final
             _report(opened, index, time.monotonic() - begun, self.journal)
 
     def delete_behind(self, stage: PlannedStage, index: int) -> None:
@@ -183,10 +189,13 @@ def _compute(chunk: OpenChunk, index: int) -> Array:
 def _report(opened: OpenChunk, index: int, seconds: float, journal: _Journal) -> None:
     stage, chunk, peak = opened.stage, opened.chunk, peak_rss_bytes()
     detail = {"peak_bytes": peak, **opened.notes}
+    if opened.step is not None:
+        detail["step"] = opened.step
     journal.note("chunk_computed", stage.name, chunk.key, index, seconds=seconds, detail=detail)
     _log.info(
-        "%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
+        "%s%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
         stage.name,
+        "" if opened.step is None else f" step {opened.step}",
         index + 1,
         len(stage.chunks),
         chunk.start,

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from latentloom.flows.compile import compile_plan
+from latentloom.flows.need import Need
 from latentloom.report.tables import show_line, show_plan, show_rows, show_run, show_runs
 from latentloom.schemas.run import RunState
 from tests.facts import make_facts, make_recipe
@@ -46,7 +47,7 @@ def test_plan_shows_names_as_they_are(name: str) -> None:
         make_recipe(output={"uri": f"/out/{name}"}), facts.model_copy(update={"source": source})
     ).model_copy(update={"warnings": (f"look at {name}",)})
     stages = [stage.name for stage in plan.stages]
-    show_plan(screen, plan, {stage: [] for stage in stages}, dict.fromkeys(stages, 0))
+    show_plan(screen, plan, Need({stage: [] for stage in stages}, {}), dict.fromkeys(stages, 0))
     assert f"/in/{name}: frames 0-100" in out.getvalue()
     assert f"output /out/{name}" in out.getvalue()
     assert f"warning: look at {name}" in out.getvalue()
