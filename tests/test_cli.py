@@ -29,10 +29,10 @@ HEAVY = ("torch", "prefect", "diffusers")
 class Desk:
     """A folder with a clip and a recipe, in which commands are typed."""
 
-    def __init__(self, folder: Path, num_frames: int = 24) -> None:
+    def __init__(self, folder: Path, num_frames: int = 24, **changes: Any) -> None:
         self.folder = folder
         make_clip(folder / "clip.mp4", num_frames)
-        data = make_recipe_data(Path("clip.mp4"), Path("out/{stem}-new.mp4"))
+        data = make_recipe_data(Path("clip.mp4"), Path("out/{stem}-new.mp4"), **changes)
         with (folder / "recipe.yaml").open("w") as file:
             YAML(typ="rt", pure=True).dump(data, file)
         self.output = folder / "out" / "clip-new.mp4"

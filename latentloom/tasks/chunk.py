@@ -125,12 +125,25 @@ class OpenChunk:
         if self.step is None or self.step == self.stage.steps[0]:
             return None
         step = self.step - 1
-        near = self.stage.neighbours(self.stage.bounds[0].index(self.chunk.start))
         parts = [
             (self.stage.chunks[index].start, read_chunk(self.store, self.stage, index, step))
-            for index in near
+            for index in self.stage.neighbours(self._index)
         ]
         return list(self._blended(parts, self.stage).unbind(1))
+
+    def handed_over(self) -> torch.Tensor | None:
+        """Read what the window before it made of the frames that they share: ``(R, C, h, w)``, float32."""
+        before = self.stage.before(self._index)
+        if before is None:
+            return None
+        start = self.stage.chunks[before].start
+        array = latents_to_float(read_chunk(self.store, self.stage, before), self.stage.dtype)
+        return torch.from_numpy(np.ascontiguousarray(array[self.chunk.start - start :]))
+
+    @property
+    def _index(self) -> int:
+        """Return its place in its stage."""
+        return self.stage.bounds[0].index(self.chunk.start)
 
     def steps_between(self, first: int, last: int) -> tuple[int, int]:
         """Return the steps ``[start, stop)`` to take: all of a stage's, or the one at hand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latentloom.ops.handoff import going_on_from
 from latentloom.ops.sampling import denoise
 from latentloom.schemas.stages import SmoothStage
 from latentloom.tasks.chunk import OpenChunk
@@ -19,5 +20,8 @@ def smooth(chunk: OpenChunk) -> Array:
     start, stop = chunk.steps_between(first, sampler.num_steps)
     (latents,) = chunk.states_before() or [chunk.input_latents()]
     predict = predict_with(chunk, model, chunk.timed, guidance_scale=stage.guidance_scale)
+    before = chunk.handed_over()
+    if before is not None:
+        predict = going_on_from(predict, before.to(model.denoiser.device), sampler)
     latents = latents.to(model.denoiser.device)
     return chunk.result([denoise(latents, predict, sampler, start=start, stop=stop)])
