@@ -96,15 +96,17 @@ def _steps_to(stage: PlannedStage, missing: Collection[int], look: Look) -> Iter
             return
         yield StepNeed(stage.steps[row], wanted)
         if row:
-            wanted = _lacking(stage, stage.steps[row - 1], wanted, look)
+            lacking = _lacking(stage, stage.steps[row - 1], wanted, look)
+            # An hour's video has hundreds of thousands of windows and steps: equal lists are one.
+            wanted = wanted if lacking == wanted else lacking
 
 
 def _lacking(stage: PlannedStage, step: int, readers: Collection[int], look: Look) -> list[int]:
     """Return the windows that readers blend after a step and that have no record there."""
-    near = {index for reader in readers for index in stage.neighbours(reader)}
-    keys = {index: stage.key_at(index, step) for index in near}
-    there = look(keys.values())
-    return sorted(index for index, key in keys.items() if key not in there)
+    near = sorted({index for reader in readers for index in stage.neighbours(reader)})
+    keys = [stage.key_at(index, step) for index in near]
+    there = look(keys)
+    return [index for index, key in zip(near, keys, strict=True) if key not in there]
 
 
 def _beginning(stage: PlannedStage, steps: list[StepNeed]) -> set[int]:
