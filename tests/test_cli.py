@@ -21,6 +21,7 @@ from latentloom.media.probe import probe
 from latentloom.storage.leases import try_lease
 from latentloom.storage.store import Store
 from tests.runs import make_clip, make_recipe_data
+from tests.webhook import SECRET, listening
 
 LATENTLOOM = [sys.executable, "-m", "latentloom"]
 HEAVY = ("torch", "prefect", "diffusers")
@@ -314,6 +315,30 @@ def test_run_on_a_given_server_shows_up_there(desk: Desk) -> None:
         query = {"sort": "START_TIME_DESC", "limit": 5}
         runs = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=30).json()
     assert [(run["name"], run["state_type"]) for run in runs] == [("clip.mp4 / small", "COMPLETED")]
+
+
+@pytest.mark.slow
+def test_run_notifies_and_keeps_the_address_to_itself(desk: Desk) -> None:
+    with listening() as webhook:
+        _, stderr = desk.run("run", "recipe.yaml", "--notify", f"http://{webhook.place}")
+    (told,) = webhook.messages
+    assert (told["kind"], told["state"], told["subject"]) == ("run", "finished", "clip.mp4 / small")
+    assert str(desk.output) in told["summary"]
+    assert SECRET not in stderr
+    assert_nowhere_below(desk.folder, SECRET)
+
+
+def test_address_to_notify_is_checked_before_anything_runs(desk: Desk) -> None:
+    _, stderr = desk.run("run", "recipe.yaml", "--notify", f"slak://{SECRET}", code=2)
+    assert "address 1 to notify (slak://)" in stderr
+    assert SECRET not in stderr
+    assert desk.records() == 0
+
+
+def assert_nowhere_below(folder: Path, secret: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
 def test_flag_beats_environment_beats_config_file(tmp_path: Path) -> None:

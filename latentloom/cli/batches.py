@@ -14,6 +14,7 @@ from latentloom.cli.options import (
     json_option,
     load,
     make_console,
+    notify_options,
     overrides_argument,
     print_json,
     store_option,
@@ -29,10 +30,20 @@ if TYPE_CHECKING:
 @click.option("--no-wait", is_flag=True, help="Exit 6 if another process works on this batch.")
 @store_option
 @json_option
-def batch(batch: Path, dry_run: bool, no_wait: bool, store: str, as_json: bool) -> None:
+@notify_options
+def batch(
+    batch: Path,
+    dry_run: bool,
+    no_wait: bool,
+    store: str,
+    as_json: bool,
+    notify: Sequence[str],
+    notify_on: str | None,
+) -> None:
     """Edit the videos of a batch file that are not done; exit 3 if some failed."""
     from latentloom.flows.archive import scan
     from latentloom.flows.launch_batch import launch_batch
+    from latentloom.flows.notify import notifying
     from latentloom.storage.store import Store
 
     opened = Store.open(store)
@@ -43,15 +54,16 @@ def batch(batch: Path, dry_run: bool, no_wait: bool, store: str, as_json: bool) 
         if as_json:
             print_json(_facts(scanned))
         return
-    facts, error = launch_batch(
-        opened,
-        batch,
-        scanned,
-        wait=not no_wait,
-        roots=roots,
-        defaults=defaults,
-        write=lambda text: click.echo(text, err=True),
-    )
+    with notifying(notify, notify_on):
+        facts, error = launch_batch(
+            opened,
+            batch,
+            scanned,
+            wait=not no_wait,
+            roots=roots,
+            defaults=defaults,
+            write=lambda text: click.echo(text, err=True),
+        )
     if as_json:
         print_json(facts)
     if error is not None:

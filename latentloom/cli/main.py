@@ -9,8 +9,8 @@ from typing import NoReturn
 import click
 
 from latentloom.cli import batches, models, recipes, runs, stores
-from latentloom.cli.options import read_config
 from latentloom.errors import InterruptedRunError, LatentloomError
+from latentloom.schemas.settings import read_settings
 
 
 @click.group(
@@ -20,9 +20,8 @@ from latentloom.errors import InterruptedRunError, LatentloomError
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Edit long videos with diffusion models, in chunks that are never lost."""
-    context.obj = found = read_config()
-    if found is not None:
-        context.default_map = dict.fromkeys(cli.commands, found.option_defaults())
+    context.obj = found = read_settings()
+    context.default_map = dict.fromkeys(cli.commands, found.option_defaults())
 
 
 _COMMANDS = (

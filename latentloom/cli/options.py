@@ -54,6 +54,24 @@ def run_options(command: Command) -> Command:
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
+def notify_options(command: Command) -> Command:
+    """Add the options of commands that tell people how they ended."""
+    options = [
+        click.option(
+            "--notify",
+            multiple=True,
+            metavar="URL",
+            help="Whom to tell how it ended: a webhook or an apprise URL; may be given more than once.",
+        ),
+        click.option(
+            "--notify-on",
+            type=click.Choice(["always", "failure"]),
+            help="What to tell them: every end (the default) or failures only.",
+        ),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
 def compile_recipe_file(recipe: Path, overrides: Sequence[str], store: str) -> tuple[Store, Plan]:
     """Load a recipe, look up what it names, and compile it."""
     from latentloom.flows.compile import compile_plan
@@ -84,17 +102,6 @@ def config() -> Settings:
     from latentloom.schemas.settings import Settings
 
     return click.get_current_context().find_object(Settings) or Settings()
-
-
-def read_config() -> Settings | None:
-    """Read the config file: the one that ``LATENTLOOM_CONFIG`` names, or the user's own if there is one."""
-    named = os.environ.get("LATENTLOOM_CONFIG")
-    path = Path(named or Path(click.get_app_dir("latentloom")) / "config.yaml")
-    if named is None and not path.exists():
-        return None
-    from latentloom.schemas.settings import load_settings
-
-    return load_settings(path)
 
 
 def open_store(store: str) -> Store:

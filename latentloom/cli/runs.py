@@ -21,6 +21,7 @@ from latentloom.cli.options import (
     compile_recipe_file,
     json_option,
     make_console,
+    notify_options,
     open_store,
     overrides_argument,
     print_json,
@@ -34,6 +35,7 @@ from latentloom.cli.options import (
 @recipe_argument
 @overrides_argument
 @run_options
+@notify_options
 def run(recipe: Path, overrides: Sequence[str], store: str, **options: Any) -> None:
     """Run a recipe here, and wait for it; a killed run continues."""
     opened, compiled = compile_recipe_file(recipe, overrides, store)
@@ -43,6 +45,7 @@ def run(recipe: Path, overrides: Sequence[str], store: str, **options: Any) -> N
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @run_options
+@notify_options
 def resume(run_id: str, store: str, **options: Any) -> None:
     """Continue a run from its finished chunks."""
     from latentloom.flows.runs import find_run, read_plan, read_state
@@ -66,6 +69,7 @@ def resume(run_id: str, store: str, **options: Any) -> None:
     help="Seed for the range; drawn where it is not given.",
 )
 @run_options
+@notify_options
 def redo(
     run_id: str, overrides: Sequence[str], frames: str, seed: int | None, store: str, **options: Any
 ) -> None:
@@ -221,14 +225,17 @@ def _run(
     no_wait: bool,
     overwrite: bool,
     as_json: bool,
+    notify: Sequence[str],
+    notify_on: str | None,
     run_id: str | None = None,
 ) -> None:
     from latentloom.flows.launch import launch
+    from latentloom.flows.notify import notifying
     from latentloom.report.tables import show_run
 
     for warning in compiled.warnings:
         click.echo(f"warning: {warning}", err=True)
-    with _logging():
+    with _logging(), notifying(notify, notify_on):
         state, error = launch(
             store,
             compiled,

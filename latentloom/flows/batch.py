@@ -46,6 +46,7 @@ from latentloom.flows.archive import (
 from latentloom.flows.crew import Crew, Job, Outcome, crew
 from latentloom.flows.engine import cuda_devices
 from latentloom.flows.interruption import listen_again
+from latentloom.flows.notify import Ending, announced, ending_of_batch
 from latentloom.schemas.batch import VideoRecord
 from latentloom.storage.leases import lease
 from latentloom.storage.store import Store
@@ -131,16 +132,20 @@ def edit_archive(
         Counts and failures as plain data; the flow run is failed if videos failed and fewer are done than
         ``min_success_ratio`` asks for.
     """
-    opened = Store.open(store)
-    paths = [Path(root) for root in roots or ()]
-    scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
-    name = f"batch-{scanned.batch.name}"
-    with _alone(opened, name, wait=wait) as alone:
-        if not alone:
-            return Completed(message=f"batch {scanned.batch.name} is being worked on already")
-        if wait:
-            scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
-        return _concluded(scanned, _Archive(opened, scanned).work())
+    with announced(ending_of_batch(batch, store)) as ending:
+        opened = Store.open(store)
+        paths = [Path(root) for root in roots or ()]
+        scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
+        name = f"batch-{scanned.batch.name}"
+        with _alone(opened, name, wait=wait) as alone:
+            if not alone:
+                ending.silent = True
+                return Completed(message=f"batch {scanned.batch.name} is being worked on already")
+            if wait:
+                scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
+            tally = _Archive(opened, scanned).work()
+            _tell_of(ending, scanned, tally)
+            return _concluded(scanned, tally)
 
 
 @contextmanager
@@ -152,6 +157,20 @@ def _alone(store: Store, name: str, *, wait: bool) -> Iterator[bool]:
         yield False
 
 
+def _tell_of(ending: Ending, scanned: Scan, tally: Tally) -> None:
+    """Fill in how a scan ended; nothing is told of one that found nothing to do."""
+    ending.name, ending.subject = scanned.batch.name, f"batch {scanned.batch.name}"
+    ending.silent = not tally.edited and not tally.failed
+    ending.state = "failed" if tally.failed else "finished"
+    ending.summary = _summary(tally)
+    ending.failures = [f"{r.uri}: {r.error}" for r in tally.failures]
+
+
+def _summary(tally: Tally) -> str:
+    failed = tally.failed + tally.quarantined
+    return f"{tally.done} of {tally.total} done, {tally.edited} in this run, {failed} failed"
+
+
 def _concluded(scanned: Scan, tally: Tally) -> Any:
     batch = scanned.batch
     failed = tally.failed + tally.quarantined
@@ -159,7 +178,7 @@ def _concluded(scanned: Scan, tally: Tally) -> Any:
         {"video": r.uri, "state": r.state, "exit code": r.exit_code, "error": r.error or ""}
         for r in tally.failures
     ]
-    summary = f"{tally.done} of {tally.total} done, {tally.edited} in this run, {failed} failed"
+    summary = _summary(tally)
     create_table_artifact(
         table=rows or [{"video": "all", "state": "done", "exit code": 0, "error": ""}],
         key=f"batch-{batch.name}".lower().replace("_", "-"),

@@ -18,11 +18,13 @@ from latentloom.flows.batch import edit_archive
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.edit import run_in_flow, thread_runner
 from latentloom.flows.inspect import kept_keys
+from latentloom.flows.notify import Ending, announced, resume_command
 from latentloom.flows.resolve import resolve
 from latentloom.flows.runs import register
 from latentloom.schemas.base import readable
 from latentloom.schemas.load import load_recipe
 from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.run import RunState
 from latentloom.storage.maintenance import prune
 from latentloom.storage.store import Store
 
@@ -64,13 +66,17 @@ def edit_recipe(
     Raises:
         LatentloomError: What went wrong; finished chunks are kept.
     """
-    opened = Store.open(store)
     run_id = run or str(ULID.from_uuid(UUID(str(flow_run.id))))
-    if run_id not in opened.runs():
-        loaded = load_recipe(recipe, overrides or ()) if isinstance(recipe, str) else recipe
-        plan = compile_plan(loaded, resolve(loaded, opened))
-        register(opened, plan, overwrite=overwrite, run_id=run_id)
-    return run_in_flow(opened.uri, run_id)
+    with announced(Ending("run", run_id, _flow_run_name(), "(Retry this flow run)")) as ending:
+        opened = Store.open(store)
+        if run_id not in opened.runs():
+            loaded = load_recipe(recipe, overrides or ()) if isinstance(recipe, str) else recipe
+            plan = compile_plan(loaded, resolve(loaded, opened))
+            register(opened, plan, overwrite=overwrite, run_id=run_id)
+        ending.resume = resume_command(run_id, opened.uri)
+        ended = run_in_flow(opened.uri, run_id)
+        ending.tell_of(RunState.model_validate(ended))
+    return ended
 
 
 @flow(name="prune-store", persist_result=False)

@@ -9,6 +9,7 @@ from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
 from latentloom.flows.estimate import SHARED_BYTES, bytes_beside
 from latentloom.flows.need import find_need
+from latentloom.flows.notify import announced, ending_of_run
 from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
 from latentloom.schemas.base import readable
@@ -57,6 +58,7 @@ def launch(
     devices = engine.cuda_devices() if plan.facts.machine.device == "cuda" else ()
     try:
         with (
+            announced(ending_of_run(state, store.uri)) as ending,
             engine.quiet_libraries(),
             engine.session(
                 workers=workers,
@@ -74,6 +76,7 @@ def launch(
                     ended = edit.edit_video.with_options(task_runner=runner)(
                         store=store.uri, run=state.run, workers=workers, wait=wait
                     )
+                ending.tell_of(RunState.model_validate(ended))
             finally:
                 progress.look()
     except LatentloomError as error:

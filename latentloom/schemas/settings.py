@@ -10,12 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, ValidationError
+import click
+from pydantic import ByteSize, Field, SecretStr, ValidationError
 
 from latentloom.errors import UsageError
 from latentloom.schemas.base import Schema
 from latentloom.schemas.yaml import plain, read_yaml
 
+CONFIG = "LATENTLOOM_CONFIG"
+"""Variable that names the config file."""
+NOTIFY = "LATENTLOOM_NOTIFY"
+"""Variable with the addresses to notify, separated by spaces."""
+NOTIFY_ON = "LATENTLOOM_NOTIFY_ON"
+"""Variable: ``always`` or ``failure``."""
 IN_RECIPES = {
     "LATENTLOOM_DEVICE": "numerics.device",
     "LATENTLOOM_MEMORY": "limits.memory",
@@ -39,6 +46,10 @@ class Settings(Schema):
     """Peak memory that plans may use, where the recipe sets no limit."""
     disk: ByteSize | None = None
     """Bytes of the store that plans may use, where the recipe sets no limit."""
+    notify: tuple[SecretStr, ...] = ()
+    """Who is told how runs and batches ended: webhooks and apprise URLs."""
+    notify_on: Literal["always", "failure"] = "always"
+    """Whether they are told of every end or only of failures."""
 
     def option_defaults(self) -> dict[str, Any]:
         """Return the values of command-line options."""
@@ -59,6 +70,17 @@ class Settings(Schema):
             for section, values in fields.items()
         }
         return {section: values for section, values in given.items() if values}
+
+
+def read_settings() -> Settings:
+    """Read the config file: the one that ``LATENTLOOM_CONFIG`` names, or the user's own if there is one.
+
+    Raises:
+        UsageError: If it is missing though named, or wrong.
+    """
+    named = os.environ.get(CONFIG)
+    path = Path(named or Path(click.get_app_dir("latentloom")) / "config.yaml")
+    return Settings() if named is None and not path.exists() else load_settings(path)
 
 
 def load_settings(path: Path) -> Settings:

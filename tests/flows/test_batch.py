@@ -18,6 +18,7 @@ from latentloom.flows.archive import read_records
 from latentloom.media.probe import probe
 from latentloom.storage.store import Store
 from tests.runs import make_clip, make_recipe_data
+from tests.webhook import listening
 from tests.yaml import write_yaml
 
 pytestmark = pytest.mark.slow
@@ -88,8 +89,22 @@ class Archive:
         return {Path(record.uri).name: record.state for record in found.values()}
 
 
-def test_crash_and_damage_take_no_other_video_along(tmp_path: Path) -> None:
+def test_crash_and_damage_take_no_other_video_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = Archive(tmp_path)
+    with listening() as webhook:
+        monkeypatch.setenv("LATENTLOOM_NOTIFY", f"http://{webhook.place}")
+        scan_three_times(archive, tmp_path)
+    assert [(told["state"], len(told["failures"])) for told in webhook.messages] == [
+        ("failed", 2),
+        ("failed", 2),
+        ("finished", 1),
+    ]
+    assert "SIGSEGV" in webhook.messages[0]["text"]
+
+
+def scan_three_times(archive: Archive, tmp_path: Path) -> None:
     first = archive.run(code=3)
     assert (first["done"], first["failed"], first["waiting"]) == (3, 2, 0)
     errors = {Path(failed["uri"]).name: failed["error"] for failed in first["failures"]}
