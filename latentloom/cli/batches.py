@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from latentloom.flows.archive import Scan
 
 
+queue_option = click.option(
+    "--queue", metavar="NAME", help="Work queue of the pool, for some of its workers only."
+)
+
+
 @click.command()
 @click.argument("batch", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
@@ -74,10 +79,16 @@ def batch(
 @click.argument("file", type=click.Path(path_type=Path))
 @overrides_argument
 @click.option("--deployment", metavar="FLOW/NAME", help="Where to hand it; by what the file is.")
+@queue_option
 @store_option
 @json_option
 def submit(
-    file: Path, overrides: Sequence[str], deployment: str | None, store: str, as_json: bool
+    file: Path,
+    overrides: Sequence[str],
+    deployment: str | None,
+    queue: str | None,
+    store: str,
+    as_json: bool,
 ) -> None:
     """Hand a recipe or batch to a deployment on a Prefect server, and print the run's id."""
     from latentloom.errors import UsageError
@@ -88,9 +99,11 @@ def submit(
         if overrides:
             raise UsageError(f"{file} is a batch; overrides are a field of it")
         load_batch(file)
-        made = submit_batch(file, store, deployment=deployment or EDIT_ARCHIVE)
+        made = submit_batch(file, store, deployment=deployment or EDIT_ARCHIVE, queue=queue)
     else:
-        made = submit_recipe(load(file, overrides), store, deployment=deployment or EDIT_VIDEO)
+        made = submit_recipe(
+            load(file, overrides), store, deployment=deployment or EDIT_VIDEO, queue=queue
+        )
     click.echo(made.run or made.flow_run)
     follow = f"latentloom status {made.run or file} --store {store}"
     click.echo(f"flow run {made.name}: {made.url or made.flow_run}; follow: {follow}", err=True)
@@ -103,9 +116,15 @@ def submit(
 @click.option("--cron", help="Schedule in cron's notation, such as '0 2 * * *'.")
 @click.option("--interval", type=float, metavar="SECONDS", help="Schedule by seconds.")
 @click.option("--work-pool", default="latentloom", show_default=True, help="Whose workers run it.")
+@queue_option
 @store_option
 def deploy(
-    batch: Path, cron: str | None, interval: float | None, work_pool: str, store: str
+    batch: Path,
+    cron: str | None,
+    interval: float | None,
+    work_pool: str,
+    queue: str | None,
+    store: str,
 ) -> None:
     """Deploy a batch on a schedule; a tick that finds the one before at work does nothing."""
     from latentloom.errors import UsageError
@@ -116,7 +135,13 @@ def deploy(
         raise UsageError("give exactly one of --cron and --interval")
     loaded, _ = load_batch(batch)
     name = schedule_batch(
-        loaded, batch, store, cron=cron, interval_seconds=interval, work_pool=work_pool
+        loaded,
+        batch,
+        store,
+        cron=cron,
+        interval_seconds=interval,
+        work_pool=work_pool,
+        queue=queue,
     )
     click.echo(name)
     click.echo(f"a worker runs it: prefect worker start --pool {work_pool}", err=True)

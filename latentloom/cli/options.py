@@ -47,6 +47,12 @@ def run_options(command: Command) -> Command:
             show_default=True,
             help="Worker processes of a local Dask cluster; 1 is this process.",
         ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            envvar="LATENTLOOM_SCHEDULER",
+            help="Dask scheduler whose workers are used instead, such as tcp://10.0.0.5:8786.",
+        ),
         click.option("--no-wait", is_flag=True, help="Exit 6 if another process runs this plan."),
         click.option("--overwrite", is_flag=True, help="Replace an output that is not ours."),
         json_option,

@@ -6,6 +6,7 @@ can run them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,14 +18,17 @@ from ulid import ULID
 from latentloom.flows.batch import edit_archive
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.edit import run_in_flow, thread_runner
+from latentloom.flows.engine import session
 from latentloom.flows.inspect import kept_keys
+from latentloom.flows.launch import find_needed, run_on
 from latentloom.flows.notify import Ending, announced, resume_command
 from latentloom.flows.resolve import resolve
-from latentloom.flows.runs import register
+from latentloom.flows.runs import read_plan, read_state, register
 from latentloom.schemas.base import readable
 from latentloom.schemas.load import load_recipe
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.run import RunState
+from latentloom.schemas.settings import SCHEDULER, read_settings
 from latentloom.storage.maintenance import prune
 from latentloom.storage.store import Store
 
@@ -74,9 +78,21 @@ def edit_recipe(
             plan = compile_plan(loaded, resolve(loaded, opened))
             register(opened, plan, overwrite=overwrite, run_id=run_id)
         ending.resume = resume_command(run_id, opened.uri)
-        ended = run_in_flow(opened.uri, run_id)
+        ended = _run(opened, run_id)
         ending.tell_of(RunState.model_validate(ended))
     return ended
+
+
+def _run(store: Store, run: str) -> dict[str, Any]:
+    """Run a registered plan here, or on the workers of the scheduler that this machine's settings name."""
+    scheduler = os.environ.get(SCHEDULER) or read_settings().scheduler
+    if scheduler is None:
+        return run_in_flow(store.uri, run)
+    plan, state = read_plan(store, run), read_state(store, run)
+    with session(scheduler=scheduler) as found:
+        return run_on(
+            found, store, plan, run, find_needed(store, plan, state.output), tick=lambda: None
+        )
 
 
 @flow(name="prune-store", persist_result=False)

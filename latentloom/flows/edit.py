@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -19,14 +19,18 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from latentloom.errors import InterruptedRunError, LatentloomError, StageError
 from latentloom.flows.artifacts import show_result, shown
-from latentloom.flows.engine import Failure, settle
+from latentloom.flows.engine import Failure, routed, settle
 from latentloom.flows.execute import execute
+from latentloom.flows.routing import route
 from latentloom.flows.runs import read_plan, read_state
+from latentloom.flows.slots import device_slot
 from latentloom.flows.steps import Step
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
+from latentloom.schemas.settings import read_settings
 from latentloom.storage.store import Store
 from latentloom.tasks.group import work_through
+from latentloom.tasks.stop import working_for
 
 Tick = Callable[[], None]
 _ticks: list[Tick] = []
@@ -59,10 +63,13 @@ def run_group(
     title: str,
     first: int,
     last: int,
+    on_device: bool,
 ) -> dict[str, int]:
     """Work through chunks of one stage; returns how many were computed, by stage."""
-    opened = Store.open(store, create=False)
-    return dict(work_through(opened, _plan_of(store, run), run, stage, indices, step))
+    opened, plan = Store.open(store, create=False), _plan_of(store, run)
+    device = plan.facts.machine.device if on_device else None
+    with working_for(run), device_slot(device):
+        return dict(work_through(opened, plan, run, stage, indices, step))
 
 
 @flow(
@@ -72,13 +79,16 @@ def run_group(
     validate_parameters=True,
     task_runner=thread_runner(1),
 )
-def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dict[str, Any]:
+def edit_video(
+    store: str, run: str, workers: int = 1, spare: int = 0, wait: bool = True
+) -> dict[str, Any]:
     """Run a registered plan to its end.
 
     Args:
         store: URI of the store.
         run: Run id.
         workers: Task groups that run at once.
+        spare: Of these, on workers without a device.
         wait: Whether to wait for another process that runs the same plan.
 
     Returns:
@@ -87,10 +97,12 @@ def edit_video(store: str, run: str, workers: int = 1, wait: bool = True) -> dic
     Raises:
         LatentloomError: What went wrong; finished chunks are kept, and the same call continues.
     """
-    return run_in_flow(store, run, workers=workers, wait=wait)
+    return run_in_flow(store, run, workers=workers, spare=spare, wait=wait)
 
 
-def run_in_flow(store: str, run: str, *, workers: int = 1, wait: bool = True) -> dict[str, Any]:
+def run_in_flow(
+    store: str, run: str, *, workers: int = 1, spare: int = 0, wait: bool = True
+) -> dict[str, Any]:
     """Run a registered plan in the flow run at hand; see ``edit_video``."""
     opened = Store.open(store, create=False)
     plan = _plan_of(store, run)
@@ -100,8 +112,9 @@ def run_in_flow(store: str, run: str, *, workers: int = 1, wait: bool = True) ->
             plan,
             read_state(opened, run),
             workers=workers,
+            spare=spare,
             wait=wait,
-            run_groups=partial(_submit, store, run),
+            run_groups=partial(_submit, store, run, read_settings().routes),
         )
     show_result(plan, state)
     return state.model_dump(mode="json")
@@ -151,22 +164,27 @@ def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:
     )(edit_registered_video)
 
 
-def _submit(store: str, run: str, step: Step) -> Counter[str]:
+def _submit(store: str, run: str, routes: Mapping[str, str], step: Step) -> Counter[str]:
     """Run the task groups of a step as Prefect tasks, and look at the state of every one."""
-    number = step.denoising_step
-    futures = [
-        run_group.submit(
-            store=store,
-            run=run,
-            stage=step.stage,
-            indices=list(group),
-            step=number,
-            title=step.stage if number is None else f"{step.stage} step {number}",
-            first=group[0],
-            last=group[-1],
-        )
-        for group in step.groups
-    ]
+    futures = []
+    for part in reversed(step.parts):  # first what not every worker may run
+        way = route(_plan_of(store, run), part.stage, routes, inputs_made=part.inputs_made)
+        number = part.denoising_step
+        with routed(way.resources):
+            futures += [
+                run_group.with_options(tags=way.tags).submit(
+                    store=store,
+                    run=run,
+                    stage=part.stage,
+                    indices=list(group),
+                    step=number,
+                    title=part.stage if number is None else f"{part.stage} step {number}",
+                    first=group[0],
+                    last=group[-1],
+                    on_device=way.on_device,
+                )
+                for group in part.groups
+            ]
     failures = settle(futures, tick=_call_ticks)
     if failures:
         raise _most_telling(failures)

@@ -12,39 +12,36 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentloom.errors import StageError
 from latentloom.flows.environment import environment, quiet_environment
 from latentloom.flows.interruption import interruption, listen_again
-from latentloom.flows.scratch import scratch_folder
 from latentloom.flows.server import api_server
-from latentloom.flows.worker import LOG_LEVEL
 
 if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
     from prefect.task_runners import TaskRunner
 
+    from latentloom.flows.cluster import Cluster
+
 __all__ = [
     "Failure",
+    "Session",
     "api_server",
     "cuda_devices",
     "interruption",
-    "local_cluster",
     "quiet_environment",
     "quiet_libraries",
+    "routed",
     "session",
     "settle",
     "task_runner",
     "thread_environment",
 ]
-
-_LOOPBACK = "127.0.0.1"
-_ALLOWED_DEATHS = 2  # of workers on one task, before the task is given up
 
 
 @dataclass(frozen=True)
@@ -55,34 +52,63 @@ class Failure:
     error: BaseException
 
 
+@dataclass(frozen=True)
+class Session:
+    """What a flow runs on."""
+
+    runner: TaskRunner[Any]
+    """For ``flow.with_options(task_runner=...)``."""
+    workers: int = 1
+    """Task groups that run at once."""
+    cluster: Cluster | None = None
+    """Worker processes; None where this process does the work."""
+
+
 @contextmanager
 def session(
     *,
     workers: int = 1,
     threads: int = 2,
     devices: Sequence[str] = (),
+    scheduler: str | None = None,
     notice: Callable[[], None] | None = None,
     while_starting: Callable[[], None] | None = None,
-) -> Iterator[TaskRunner[Any]]:
+) -> Iterator[Session]:
     """Provide all that a flow needs, and leave nothing behind.
 
     Args:
         workers: processes; 1 is this one.
         threads: of torch, in each worker.
-        devices: CUDA devices, dealt out among the workers.
+        devices: CUDA devices, one for each of the first workers.
+        scheduler: address of a Dask scheduler whose workers are used instead.
         notice: called when the user asks to stop for the first time.
         while_starting: work to do while the server starts, such as slow imports.
 
-    Yields:
-        A task runner for ``flow.with_options(task_runner=...)``.
+    Raises:
+        UsageError: If workers of the scheduler could not reach the server.
+        LatentloomError: If server or scheduler cannot be reached.
     """
-    with interruption(notice), api_server(while_starting):
-        if workers == 1:
-            with environment(thread_environment(1, threads)):
-                yield task_runner(None)
+    with interruption(notice), ExitStack() as held:
+        if scheduler is not None or workers > 1:
+            from latentloom.flows import cluster as dask_cluster
+
+            if scheduler is not None:
+                dask_cluster.check_address(scheduler)
+        held.enter_context(api_server(while_starting))
+        threading = thread_environment(1 if scheduler else workers, threads)
+        if scheduler is not None:
+            cluster = held.enter_context(dask_cluster.connected(scheduler))
+        elif workers > 1:
+            cluster = held.enter_context(
+                dask_cluster.local_cluster(
+                    workers, threading, devices=devices, log_level=_log_level()
+                )
+            )
         else:
-            with local_cluster(workers, threads, devices=devices) as address:
-                yield task_runner(address)
+            held.enter_context(environment(threading))
+            yield Session(task_runner(None))
+            return
+        yield Session(task_runner(cluster.address), cluster.threads, cluster)
 
 
 def task_runner(address: str | None) -> TaskRunner[Any]:
@@ -94,6 +120,18 @@ def task_runner(address: str | None) -> TaskRunner[Any]:
     from prefect_dask.task_runners import DaskTaskRunner
 
     return DaskTaskRunner(address=address)
+
+
+@contextmanager
+def routed(resources: Iterable[str]) -> Iterator[None]:
+    """Have tasks that are submitted in the block run on workers with these resources."""
+    if wanted := tuple(resources):
+        from latentloom.flows.cluster import routed as annotated
+
+        with annotated(wanted):
+            yield
+    else:
+        yield
 
 
 def settle(
@@ -124,41 +162,6 @@ def settle(
             tick()
     errors = [_error(future) for future in futures]
     return [Failure(index, error) for index, error in enumerate(errors) if error is not None]
-
-
-@contextmanager
-def local_cluster(workers: int, threads: int, *, devices: Sequence[str] = ()) -> Iterator[str]:
-    """Start worker processes on this machine, on loopback only, that die with this process.
-
-    Args:
-        workers: how many; with `devices`, one for each is best.
-        threads: of torch, in each worker.
-        devices: CUDA devices, dealt out among the workers.
-
-    Yields:
-        The address of the scheduler.
-    """
-    import dask
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    threading = thread_environment(workers, threads)
-    with (
-        scratch_folder() as folder,
-        environment({**threading, LOG_LEVEL: str(_log_level())}),  # Dask changes some for good
-        dask.config.set(_dask_settings(threading, folder)),
-        SpecCluster(  # type: ignore[no-untyped-call]  # distributed annotates it not at all
-            scheduler={
-                "cls": Scheduler,
-                "options": {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"},
-            },
-            workers={
-                index: {"cls": Nanny, "options": _worker_options(index, devices, folder)}
-                for index in range(workers)
-            },
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
-        yield str(cluster.scheduler_address)
 
 
 @contextmanager
@@ -207,40 +210,6 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _dask_settings(threading: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    return {
-        "temporary-directory": str(folder),
-        "distributed.nanny.pre-spawn-environ": {**threading, "MALLOC_TRIM_THRESHOLD_": "65536"},
-        "distributed.scheduler.allowed-failures": _ALLOWED_DEATHS,
-        # One task at a time, so that no other is blamed, and lost, when its worker dies.
-        "distributed.scheduler.worker-saturation": 1.0,
-        # A worker deep in one long call is not lost: only a closed connection says so.
-        "distributed.scheduler.worker-ttl": None,
-        "distributed.admin.tick.limit": "1 day",
-        # A task starts child processes of its own, which Dask's daemons may not.
-        "distributed.worker.daemon": False,
-        "distributed.worker.profile.enabled": False,
-    }
-
-
-def _worker_options(index: int, devices: Sequence[str], folder: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "host": _LOOPBACK,
-        "nthreads": 1,
-        "memory_limit": 0,  # the plan has seen to it; Dask would pause or kill the worker
-        "local_directory": str(folder),
-        "dashboard": False,
-        "dashboard_address": f"{_LOOPBACK}:0",
-        "preload": ["latentloom.flows.worker"],
-        "death_timeout": 30,
-        "silence_logs": logging.CRITICAL,
-    }
-    if devices:
-        options["env"] = {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]}
-        options["resources"] = {"GPU": 1}
-    return options
-
-
 def _is_done(future: PrefectFuture[Any]) -> bool:
     wrapped = getattr(future, "wrapped_future", None)
     return bool(wrapped.done()) if wrapped is not None else future.state.is_final()
@@ -265,8 +234,8 @@ def _explained(error: BaseException) -> BaseException:
     if type(error).__name__ != "KilledWorker":
         return error
     explained = StageError(
-        f"A worker process died {_ALLOWED_DEATHS + 1} times at the same work, most often for "
-        "lack of memory. Run the same command again with fewer --workers; finished chunks are kept."
+        "Worker processes died again and again at the same work, most often for lack of memory. Run"
+        " the same command again with fewer --workers; finished chunks are kept."
     )
     explained.__cause__ = error
     return explained

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
 from latentloom.flows.calibration import TreeWatch, remember
+from latentloom.flows.handover import hand_over
 from latentloom.flows.need import find_need
 from latentloom.flows.resolve import check_facts
 from latentloom.flows.runs import lease_name, update_state
@@ -41,6 +42,7 @@ def execute(
     state: RunState,
     *,
     workers: int = 1,
+    spare: int = 0,
     wait: bool = True,
     run_groups: RunGroups | None = None,
 ) -> RunState:
@@ -51,6 +53,7 @@ def execute(
         plan: The plan of a registered run.
         state: The run's state.
         workers: Task groups that run at once.
+        spare: Of these, on workers without a device.
         wait: Whether to wait for another process that runs the plan.
         run_groups: How they are run; one by one, in this process, by default.
 
@@ -63,14 +66,17 @@ def execute(
     """
     with lease(store, lease_name(plan.digest), wait=wait, stop=stop_requested):
         groups = run_groups or _in_this_process(store, plan, state.run)
-        return _Execution(store, plan, state, workers, groups).run_to_the_end()
+        return _Execution(store, plan, state, workers, spare, groups).run_to_the_end()
 
 
 def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
     def run_groups(step: Step) -> Counter[str]:
         computed = Counter[str]()
-        for group in step.groups:
-            computed += work_through(store, plan, run_id, step.stage, group, step.denoising_step)
+        for part in reversed(step.parts):
+            for group in part.groups:
+                computed += work_through(
+                    store, plan, run_id, part.stage, group, part.denoising_step
+                )
         return computed
 
     return run_groups
@@ -82,6 +88,7 @@ class _Execution:
     plan: Plan
     state: RunState
     workers: int
+    spare: int
     run_groups: RunGroups
     computed: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -135,7 +142,8 @@ class _Execution:
         if any(need.values()):
             check_facts(self.plan, self.store)
         with TreeWatch() as watch:
-            for step in plan_steps(self.plan, need, workers=self.workers):
+            steps = plan_steps(self.plan, need, workers=self.workers)
+            for step in hand_over(self.plan, steps, workers=self.workers, spare=self.spare):
                 begun = time.monotonic()
                 self._run_step(step)
                 self.seconds[step.stage] += time.monotonic() - begun
@@ -147,7 +155,8 @@ class _Execution:
                 f"stopped before stage {step.stage!r}; the same command resumes"
             )
         self.computed += self.run_groups(step)
-        self._check_records(step)
+        for part in step.parts:
+            self._check_records(part)
 
     def _check_records(self, step: Step) -> None:
         stage = self.plan.by_name[step.stage]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 from latentloom.errors import HeldError, LatentloomError, ResourceError
 from latentloom.flows import engine
 from latentloom.flows.estimate import SHARED_BYTES, bytes_beside
-from latentloom.flows.need import find_need
+from latentloom.flows.need import Need, find_need
 from latentloom.flows.notify import announced, ending_of_run
 from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
@@ -26,6 +28,7 @@ def launch(
     plan: Plan,
     *,
     workers: int,
+    scheduler: str | None = None,
     wait: bool,
     overwrite: bool,
     write: Write,
@@ -37,6 +40,7 @@ def launch(
         store: Where chunks lie.
         plan: The plan.
         workers: Worker processes; 1 is this one.
+        scheduler: Address of a Dask scheduler whose workers are used instead.
         wait: Whether to wait for another process that runs the same plan.
         overwrite: Whether an output that is not ours may be replaced.
         write: Shows a message to the user.
@@ -49,7 +53,8 @@ def launch(
         HeldError: If another process runs the plan and ``wait`` is off.
     """
     _check_output(plan, overwrite=overwrite)
-    _check_memory(plan, workers)
+    if scheduler is None:
+        _check_memory(plan, workers)
     check_disk(store, plan)
     _look_for_others(store, plan, wait=wait, write=write)
     state = _state_of(store, plan, run_id, overwrite=overwrite)
@@ -64,24 +69,77 @@ def launch(
                 workers=workers,
                 threads=plan.recipe.numerics.threads,
                 devices=devices,
+                scheduler=scheduler,
                 notice=lambda: _say_stopping(write),
                 while_starting=_import_flow,
-            ) as runner,
+            ) as session,
         ):
-            from latentloom.flows import edit
-
-            progress = _progress(store, plan, state, workers, write)
+            need = find_needed(store, plan, state.output)
+            progress = _progress(store, plan, state, need, session.workers, write)
             try:
-                with edit.ticking(progress.tick):
-                    ended = edit.edit_video.with_options(task_runner=runner)(
-                        store=store.uri, run=state.run, workers=workers, wait=wait
-                    )
+                ended = run_on(session, store, plan, state.run, need, tick=progress.tick, wait=wait)
                 ending.tell_of(RunState.model_validate(ended))
             finally:
                 progress.look()
     except LatentloomError as error:
         return read_state(store, state.run), error
     return RunState.model_validate(ended), None
+
+
+def run_on(
+    session: engine.Session,
+    store: Store,
+    plan: Plan,
+    run: str,
+    need: Need,
+    *,
+    tick: Callable[[], None],
+    wait: bool = True,
+) -> dict[str, Any]:
+    """Run a registered plan as a flow run on the workers of a session.
+
+    Args:
+        session: From ``engine.session``.
+        store: Where chunks lie.
+        plan: The plan.
+        run: Its run.
+        need: Indices of needed chunks, by stage.
+        tick: Called now and then.
+        wait: Whether to wait for another process that runs the same plan.
+
+    Returns:
+        The run's state as plain data.
+    """
+    from latentloom.flows import edit
+
+    with ExitStack() as held:
+        held.enter_context(edit.ticking(tick))
+        if session.cluster is not None:
+            pass_on_stop = held.enter_context(session.cluster.prepared(store.uri, plan, run, need))
+            held.enter_context(edit.ticking(pass_on_stop))
+        return edit.edit_video.with_options(task_runner=session.runner)(
+            store=store.uri,
+            run=run,
+            workers=session.workers,
+            spare=_spare(session, plan),
+            wait=wait,
+        )
+
+
+def _spare(session: engine.Session, plan: Plan) -> int:
+    """Count the workers that cannot run a model of the plan."""
+    if session.cluster is None or plan.facts.machine.device == "cpu":
+        return 0
+    return session.cluster.threads_without_device
+
+
+def find_needed(store: Store, plan: Plan, output: str | None) -> Need:
+    """Return the indices of the chunks that a run has to compute, by stage."""
+    from latentloom.tasks.published import is_published
+
+    published = output is not None and is_published(plan, output)
+    present = store.present(list(plan.keys()))
+    return find_need(plan, present, published=published, look=store.present)
 
 
 def check_disk(store: Store, plan: Plan) -> None:
@@ -155,13 +213,9 @@ def _state_of(store: Store, plan: Plan, run_id: str | None, *, overwrite: bool) 
     return update_state(store, read_state(store, run_id), overwrite=overwrite)
 
 
-def _progress(store: Store, plan: Plan, state: RunState, workers: int, write: Write) -> Progress:
-    from latentloom.tasks.published import is_published
-
-    published = state.output is not None and is_published(plan, state.output)
-    present = store.present(list(plan.keys()))
-    need = find_need(plan, present, published=published, look=store.present)
-
+def _progress(
+    store: Store, plan: Plan, state: RunState, need: Need, workers: int, write: Write
+) -> Progress:
     def show(stage: StageProgress, eta: float | None) -> None:
         left = "" if eta is None or not stage.frames_left else f", {clock(eta)} left"
         write(f"{stage.line}{left}")

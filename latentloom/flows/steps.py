@@ -28,6 +28,15 @@ class Step:
     groups: tuple[tuple[int, ...], ...]
     denoising_step: int | None = None
     """Where windows meet at every step: the step that the groups take theirs to."""
+    inputs_made: bool = False
+    """Whether the transient frames that it reads are there already."""
+    beside: Step | None = None
+    """Groups of another stage that run at the same time."""
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """Return it and what runs beside it."""
+        return (self,) if self.beside is None else (self, self.beside)
 
 
 def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
@@ -44,11 +53,11 @@ def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
     for stage in active:
         if stage.steps:
             for wanted in need.steps[stage.name]:
-                yield Step(stage.name, _split(wanted.windows, workers), wanted.step)
+                yield Step(stage.name, split(wanted.windows, workers), wanted.step)
         else:
             runs = _runs(stage, need[stage.name])
             yield Step(
-                stage.name, tuple(_joined(runs, part) for part in _split(range(len(runs)), groups))
+                stage.name, tuple(_joined(runs, part) for part in split(range(len(runs)), groups))
             )
 
 
@@ -67,7 +76,7 @@ def _joined(runs: Sequence[Sequence[int]], part: Sequence[int]) -> tuple[int, ..
     return tuple(index for run in part for index in runs[run])
 
 
-def _split(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
+def split(indices: Sequence[int], parts: int) -> tuple[tuple[int, ...], ...]:
     """Cut indices into at most ``parts`` consecutive groups of nearly equal length."""
     parts = max(1, min(parts, len(indices)))
     bounds = [len(indices) * part // parts for part in range(parts + 1)]

@@ -35,13 +35,16 @@ class Submitted:
     """Where the server's UI shows it."""
 
 
-def submit_recipe(recipe: Recipe, store: str, *, deployment: str = EDIT_VIDEO) -> Submitted:
+def submit_recipe(
+    recipe: Recipe, store: str, *, deployment: str = EDIT_VIDEO, queue: str | None = None
+) -> Submitted:
     """Hand a recipe to a deployment.
 
     Args:
         recipe: From ``load_recipe``; its paths must mean the same where the work is done.
         store: Path or URI of the store, likewise.
         deployment: ``flow/deployment``.
+        queue: Work queue of the deployment's pool, whose workers do it.
 
     Raises:
         UsageError: If no server is named, or it has no such deployment.
@@ -53,15 +56,20 @@ def submit_recipe(recipe: Recipe, store: str, *, deployment: str = EDIT_VIDEO) -
         "store": _absolute(store),
         "run": run,
     }
-    return _submit(deployment, parameters, run)
+    return _submit(deployment, parameters, run, queue)
 
 
 def submit_batch(
-    path: Path, store: str, *, deployment: str = EDIT_ARCHIVE, **parameters: Any
+    path: Path,
+    store: str,
+    *,
+    deployment: str = EDIT_ARCHIVE,
+    queue: str | None = None,
+    **parameters: Any,
 ) -> Submitted:
     """Hand a batch file to a deployment; see ``submit_recipe``."""
     given = {"batch": str(path.resolve()), "store": _absolute(store), **parameters}
-    return _submit(deployment, given, None)
+    return _submit(deployment, given, None, queue)
 
 
 def schedule_batch(
@@ -72,6 +80,7 @@ def schedule_batch(
     cron: str | None = None,
     interval_seconds: float | None = None,
     work_pool: str = WORK_POOL,
+    queue: str | None = None,
     **parameters: Any,
 ) -> str:
     """Deploy a batch on a schedule; one tick at a time runs, and one that finds another at work does nothing.
@@ -94,6 +103,7 @@ def schedule_batch(
             interval=None if interval_seconds is None else timedelta(seconds=interval_seconds),
             parameters=given,
             work_pool_name=work_pool,
+            work_queue_name=queue,
             entrypoint_type=_module_path(),
         )
         deployment.apply()
@@ -121,7 +131,9 @@ def serve() -> None:
         serve_deployments(*named, print_starting_message=False)
 
 
-def _submit(deployment: str, parameters: dict[str, Any], run: str | None) -> Submitted:
+def _submit(
+    deployment: str, parameters: dict[str, Any], run: str | None, queue: str | None
+) -> Submitted:
     _need_server()
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
@@ -129,7 +141,11 @@ def _submit(deployment: str, parameters: dict[str, Any], run: str | None) -> Sub
     with _reached():
         try:
             made: Any = run_deployment(
-                deployment, parameters=parameters, timeout=0, as_subflow=False
+                deployment,
+                parameters=parameters,
+                timeout=0,
+                as_subflow=False,
+                work_queue_name=queue,
             )
         except ObjectNotFound as error:
             raise UsageError(

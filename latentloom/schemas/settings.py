@@ -23,6 +23,10 @@ NOTIFY = "LATENTLOOM_NOTIFY"
 """Variable with the addresses to notify, separated by spaces."""
 NOTIFY_ON = "LATENTLOOM_NOTIFY_ON"
 """Variable: ``always`` or ``failure``."""
+DEVICE_SLOT = "LATENTLOOM_DEVICE_SLOT"
+"""Variable above ``device_slot``."""
+SCHEDULER = "LATENTLOOM_SCHEDULER"
+"""Variable above ``scheduler``."""
 IN_RECIPES = {
     "LATENTLOOM_DEVICE": "numerics.device",
     "LATENTLOOM_MEMORY": "limits.memory",
@@ -38,6 +42,12 @@ class Settings(Schema):
     """Where chunks and runs lie: a path or an fsspec URI."""
     workers: int | None = Field(default=None, ge=1, le=256)
     """Worker processes of a run."""
+    scheduler: str | None = Field(default=None, min_length=1)
+    """Address of a Dask scheduler whose workers run the task groups, such as ``tcp://10.0.0.5:8786``."""
+    routes: dict[str, str] = Field(default_factory=dict)
+    """Resource that workers must have, by name of a stage or op."""
+    device_slot: str | None = Field(default=None, min_length=1)
+    """Name of the concurrency limit of this machine's device; by host and device if it has none."""
     roots: tuple[str, ...] = ()
     """More folders that recipes may point into."""
     device: Literal["auto", "cpu", "cuda"] | None = None
@@ -55,8 +65,8 @@ class Settings(Schema):
         """Return the values of command-line options."""
         return {
             name: value
-            for name, value in (("store", self.store), ("workers", self.workers))
-            if value is not None
+            for name in ("store", "workers", "scheduler")
+            if (value := getattr(self, name)) is not None
         }
 
     def recipe_defaults(self) -> dict[str, Any]:

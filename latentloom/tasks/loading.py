@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,22 +162,30 @@ def forget_changed_models(plan: Plan) -> None:
     """Drop all loaded models if one of the plan's has other files than what was loaded from its folder."""
     wanted = {f"{m.folder}#{name}": m.digest for name, m in plan.facts.models.items()}
     if any(_digests.get(key, digest) != digest for key, digest in wanted.items()):
-        for cached in (
-            load_image_model,
-            load_instruct_model,
-            load_video_model,
-            load_controlnet,
-            load_t2i_adapter,
-            load_inpaint_model,
-            load_ip_adapter,
-            load_upsampler,
-            load_upscaler,
-            load_vae,
-            embed,
-        ):
-            cached.cache_clear()
-        _digests.clear()
+        forget_models()
     _digests.update(wanted)
+
+
+def forget_models() -> None:
+    """Drop all loaded models, from a GPU's memory too."""
+    for cached in (
+        load_image_model,
+        load_instruct_model,
+        load_video_model,
+        load_controlnet,
+        load_t2i_adapter,
+        load_inpaint_model,
+        load_ip_adapter,
+        load_upsampler,
+        load_upscaler,
+        load_vae,
+        embed,
+    ):
+        cached.cache_clear()
+    _digests.clear()
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def use_profile(plan: Plan) -> None:

@@ -244,13 +244,6 @@ def test_cuda_devices_are_those_left_visible(
     assert engine.cuda_devices() == devices
 
 
-def test_each_worker_gets_a_device_in_turn() -> None:
-    options = [engine._worker_options(index, ("0", "1"), Path("x")) for index in range(3)]
-    visible = [option["env"]["CUDA_VISIBLE_DEVICES"] for option in options]
-    assert visible == ["0", "1", "0"]
-    assert all(option["resources"] == {"GPU": 1} for option in options)
-
-
 def test_a_worker_that_kept_dying_is_explained() -> None:
     killed = type("KilledWorker", (Exception,), {})("task", "worker")
     explained = engine._explained(killed)

@@ -56,8 +56,8 @@ def main() -> None:
     """Run the flow on as many workers as the command line says."""
     if "LATENTLOOM_TEST_LOG" in os.environ:
         logging.getLogger("latentloom").setLevel(logging.INFO)
-    with engine.session(workers=int(sys.argv[1])) as runner:
-        failures = act_all.with_options(task_runner=runner)(sys.argv[2:])
+    with engine.session(workers=int(sys.argv[1])) as session:
+        failures = act_all.with_options(task_runner=session.runner)(sys.argv[2:])
         print(json.dumps({"failures": failures, "stopped": stop_requested()}), flush=True)
 
 
