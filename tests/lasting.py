@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 CHECKOUT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 500.0
 POOL = "latentloom"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _QUICK = {

@@ -34,7 +34,7 @@ _LOOPBACK = "127.0.0.1"
 _ALLOWED_DEATHS = 2  # of workers on one task, before the task is given up
 _CONNECT_SECONDS = 20.0
 _WORKERS_SECONDS = 60.0
-_ADDRESS = re.compile(r"(tcp|tls)://(?P<host>\[[^\]]+\]|[^\[\]:/]+):\d+")
+_ADDRESS = re.compile(r"(tcp|tls)://(\[[^\]]+\]|[^\[\]:/]+):\d+")
 _log = logging.getLogger("latentloom")
 
 
@@ -118,6 +118,7 @@ class Preparation(WorkerPlugin):
     def __init__(self, store: str, run: str, stages: tuple[str, ...]) -> None:
         self.name = _plugin_name(run)
         self.store, self.run, self.stages = store, run, stages
+        self.server = os.environ["PREFECT_API_URL"]
 
     async def setup(self, worker: Worker) -> None:
         """Check what the worker has, and load models in the thread that will use them.
@@ -126,6 +127,7 @@ class Preparation(WorkerPlugin):
             LatentloomError: If the worker cannot take part.
         """
         forget_stop(self.run)
+        _check_server(self.server, worker.address)
         try:
             plan = read_plan(Store.open(self.store, create=False), self.run)
         except LatentloomError as error:
@@ -139,19 +141,19 @@ class Preparation(WorkerPlugin):
 
 
 def check_address(address: str) -> None:
-    """Refuse what is no address of a scheduler, and one whose workers could not reach the server.
+    """Refuse what is no address of a scheduler, and workers that last with a server that does not.
+
+    Prefect's connections of a process are to the first server that it met, and stay so.
 
     Raises:
         UsageError: With what to give instead.
     """
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
+    if _ADDRESS.fullmatch(address) is None:
         raise UsageError(f"scheduler {address!r} is no address such as tcp://10.0.0.5:8786")
-    if found["host"] not in (_LOOPBACK, "localhost") and not os.environ.get("PREFECT_API_URL"):
+    if not os.environ.get("PREFECT_API_URL"):
         raise UsageError(
-            f"workers of {address} may be on other machines, which cannot reach a server that lives"
-            " as long as the run; set PREFECT_API_URL to one that all of them reach"
-            " (`prefect server start` starts one)"
+            f"workers of {address} outlive the run, and need a server that does, too: set"
+            " PREFECT_API_URL to one that all of them reach (`prefect server start` starts one)"
         )
 
 
@@ -257,6 +259,16 @@ def _dask_settings(threading: Mapping[str, str], folder: Path) -> dict[str, Any]
         "distributed.worker.daemon": False,
         "distributed.worker.profile.enabled": False,
     }
+
+
+def _check_server(server: str, address: str) -> None:
+    """Refuse a worker that is bound to another Prefect server."""
+    known = os.environ.setdefault("PREFECT_API_URL", server)
+    if known != server:
+        raise UsageError(
+            f"worker {address} reports to the Prefect server {known}, this run to {server}; start"
+            " worker and run with one PREFECT_API_URL"
+        )
 
 
 def _check_versions(plan: Plan, address: str) -> None:

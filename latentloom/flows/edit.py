@@ -23,6 +23,7 @@ from latentloom.flows.engine import Failure, routed, settle
 from latentloom.flows.execute import execute
 from latentloom.flows.routing import route
 from latentloom.flows.runs import read_plan, read_state
+from latentloom.flows.server import EMBEDDED
 from latentloom.flows.slots import device_slot
 from latentloom.flows.steps import Step
 from latentloom.schemas.plan import Plan
@@ -170,9 +171,11 @@ def _submit(store: str, run: str, routes: Mapping[str, str], step: Step) -> Coun
     for part in reversed(step.parts):  # first what not every worker may run
         way = route(_plan_of(store, run), part.stage, routes, inputs_made=part.inputs_made)
         number = part.denoising_step
+        # Prefect asks its server for limits of each tag; nobody sets any on an embedded one.
+        tagged = run_group if os.environ.get(EMBEDDED) else run_group.with_options(tags=way.tags)
         with routed(way.resources):
             futures += [
-                run_group.with_options(tags=way.tags).submit(
+                tagged.submit(
                     store=store,
                     run=run,
                     stage=part.stage,

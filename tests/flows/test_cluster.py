@@ -17,7 +17,7 @@ import pytest
 from latentloom.flows.runs import read_state
 from latentloom.schemas.event import Event
 from latentloom.storage.store import Store
-from tests.lasting import CHECKOUT, wait_for
+from tests.lasting import CHECKOUT, PATIENCE_SECONDS, serving, wait_for
 from tests.runs import compile_small, make_clip, make_recipe_data, run_here
 from tests.yaml import write_yaml
 
@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class Farm:
     """A scheduler, and workers that are processes of their own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, server: str) -> None:
+        self.folder, self.server = folder, server
         with socket.create_server(("127.0.0.1", 0)) as taken:
             self.address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -62,10 +62,12 @@ class Farm:
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    farm = Farm(tmp_path_factory.mktemp("farm"))
-    farm.start_worker("--resources", "DISK=1")
-    yield farm
-    farm.stop()
+    folder = tmp_path_factory.mktemp("farm")
+    with serving(folder) as service:
+        farm = Farm(folder, service.url)
+        farm.start_worker("--resources", "DISK=1")
+        yield farm
+        farm.stop()
 
 
 class Desk:
@@ -78,7 +80,7 @@ class Desk:
         write_yaml(folder / "recipe.yaml", data)
         write_yaml(folder / "config.yaml", {"scheduler": farm.address, **settings})
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "latentloom", "run", "recipe.yaml", "--json"],
             cwd=self.folder,
@@ -86,6 +88,8 @@ class Desk:
                 **os.environ,
                 "PYTHONPATH": str(CHECKOUT),
                 "LATENTLOOM_CONFIG": str(self.folder / "config.yaml"),
+                "PREFECT_API_URL": self.farm.server,
+                **variables,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -125,7 +129,7 @@ def test_chunks_of_a_killed_worker_are_taken_over(tmp_path: Path, farm: Farm) ->
     wait_for(works, "work of the worker")
     lost.send_signal(signal.SIGKILL)
     before = desk.records()
-    stdout, stderr = run.communicate(timeout=240)
+    stdout, stderr = run.communicate(timeout=PATIENCE_SECONDS)
     assert run.returncode == 0, stderr
     facts = json.loads(stdout.splitlines()[-1])
     assert facts["state"] == "finished"
@@ -151,7 +155,7 @@ def test_models_are_loaded_once_per_worker_and_kept(tmp_path: Path, farm: Farm) 
 
     with Client(farm.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
         run = Desk(tmp_path, farm).start()
-        _, stderr = run.communicate(timeout=240)
+        _, stderr = run.communicate(timeout=PATIENCE_SECONDS)
         assert run.returncode == 0, stderr
         (loads,) = client.run(lambda: load_image_model.cache_info().misses).values()
     assert loads == 1
@@ -162,36 +166,37 @@ def test_first_interrupt_reaches_workers_of_the_scheduler(tmp_path: Path, farm: 
     run = desk.start()
     wait_for(lambda: len(desk.records()) >= 2 or run.poll() is not None, "records")
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=240)
+    _, stderr = run.communicate(timeout=PATIENCE_SECONDS)
     assert run.returncode == 130, stderr
     (name,) = desk.store.runs()
     assert read_state(desk.store, name).state == "interrupted"
     assert not (tmp_path / "out.mp4").exists()
 
     again = desk.start()
-    _, stderr = again.communicate(timeout=240)
+    _, stderr = again.communicate(timeout=PATIENCE_SECONDS)
     assert again.returncode == 0, stderr
     assert desk.store.runs() == [name]
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "message"),
+    ("settings", "variables", "code", "message"),
     [
-        (
-            {"routes": {"fuse": "NOWHERE"}},
-            2,
-            "stage 'fuse' is for workers with the resource NOWHERE",
-        ),
-        ({"scheduler": "tcp://127.0.0.1:9"}, 1, "the scheduler at tcp://127.0.0.1:9 cannot be"),
-        ({"scheduler": "tcp://10.1.2.3:8786"}, 2, "set PREFECT_API_URL"),
-        ({"scheduler": "8786"}, 2, "no address such as tcp://"),
+        ({"routes": {"fuse": "NOWHERE"}}, {}, 2, "'fuse' is for workers with the resource NOWHERE"),
+        ({"scheduler": "tcp://127.0.0.1:9"}, {}, 1, "the scheduler at tcp://127.0.0.1:9 cannot be"),
+        ({}, {"PREFECT_API_URL": ""}, 2, "set PREFECT_API_URL"),
+        ({"scheduler": "8786"}, {}, 2, "no address such as tcp://"),
     ],
 )
 def test_farm_that_cannot_do_the_work_is_one_clear_error(
-    tmp_path: Path, farm: Farm, settings: dict[str, Any], code: int, message: str
+    tmp_path: Path,
+    farm: Farm,
+    settings: dict[str, Any],
+    variables: dict[str, str],
+    code: int,
+    message: str,
 ) -> None:
-    run = Desk(tmp_path, farm, **settings).start()
-    _, stderr = run.communicate(timeout=240)
+    run = Desk(tmp_path, farm, **settings).start(**variables)
+    _, stderr = run.communicate(timeout=PATIENCE_SECONDS)
     assert run.returncode == code, stderr
     assert message in stderr
     assert "Traceback" not in stderr

@@ -86,13 +86,13 @@ def test_what_is_no_address_of_a_scheduler_is_refused(address: str) -> None:
         cluster.check_address(address)
 
 
-def test_workers_elsewhere_need_a_server_that_they_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_last_need_a_server_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    cluster.check_address("tcp://127.0.0.1:8786")
     with pytest.raises(UsageError, match="set PREFECT_API_URL"):
         cluster.check_address("tls://gpu-1:8786")
     monkeypatch.setenv("PREFECT_API_URL", "http://10.0.0.4:4200/api")
     cluster.check_address("tls://gpu-1:8786")
+    cluster.check_address("tcp://[fd00::5]:8786")
 
 
 def test_slot_is_named_by_host_and_device_unless_it_has_a_name(
