@@ -123,6 +123,12 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
         ],
     )
     for row in described["stages"]:
+        if row["step"]:
+            at = row["step"]
+            text = (
+                f"{at['windows']} of {row['chunks']} windows at step {at['step']} of {at['last']}"
+            )
+            show_line(console, f"{row['name']}: {text}")
         for summary in row["similarity"]:
             show_line(console, similarity_line(row["name"], summary))
     if described["error"]:

@@ -59,6 +59,7 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
                 "transient": stage.transient,
                 "seconds": round(seconds.get(stage.name, 0.0), 3),
                 "similarity": alike.get(stage.name, []),
+                "step": _step_at(store, stage) if done < len(stage.chunks) else None,
             }
         )
     return {
@@ -70,6 +71,15 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
         "error": state.error,
         "stages": stages,
     }
+
+
+def _step_at(store: Store, stage: PlannedStage) -> dict[str, int] | None:
+    """Return the newest step that a window of a stage has been taken to, and how many have."""
+    for step in reversed(stage.steps[:-1]):
+        windows = len(store.present(stage.keys_at(step)))
+        if windows:
+            return {"step": step, "last": stage.steps[-1], "windows": windows}
+    return None
 
 
 def explain(store: Store, run_id: str, name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from latentloom.errors import RecipeError, ResourceError
-from latentloom.flows.compile import compile_plan
+from latentloom.errors import ResourceError
+from latentloom.flows import execute as execution
+from latentloom.flows import sweep
 from latentloom.flows.execute import execute
 from latentloom.flows.inspect import describe_run, kept_keys
 from latentloom.flows.need import Need, find_need
+from latentloom.flows.progress import Progress, StageProgress
 from latentloom.flows.runs import register
-from latentloom.flows.steps import plan_steps
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.blend import blend
 from latentloom.ops.fuse import fuse
 from latentloom.ops.sampling import Predict
-from latentloom.schemas.plan import Plan, PlannedStage
+from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
 from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import prune, verify
@@ -30,7 +31,6 @@ from latentloom.tasks import group
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
 from latentloom.tasks.loading import PlanModels
-from tests.facts import make_facts, make_recipe
 from tests.runs import STAGES, compile_small, computed, make_clip, run_here
 from tests.storage.faults import FailFrom
 
@@ -81,181 +81,6 @@ def done(store: Store, state: RunState) -> dict[str, list[tuple[int, int]]]:
 
 def as_pairs(need: Need, name: str) -> list[tuple[int, int]]:
     return sorted((step.step, index) for step in need.steps[name] for index in step.windows)
-
-
-# plans
-
-
-def plan_of(num_frames: int = 100, **changes: Any) -> Plan:
-    windows = {"mode": "co_denoise"}
-    return compile_plan(make_recipe(**({"windows": windows} | changes)), make_facts(num_frames))
-
-
-def after(stage: PlannedStage, step: int, windows: range | None = None) -> set[str]:
-    chosen = range(len(stage.chunks)) if windows is None else windows
-    return {stage.key_at(index, step) for index in chosen}
-
-
-def needed(plan: Plan, present: set[str]) -> Need:
-    return find_need(plan, present, published=False, look=lambda keys: present & set(keys))
-
-
-def test_fresh_store_needs_every_window_at_every_step() -> None:
-    plan = plan_of()
-    need = needed(plan, set())
-    for name in ("invert", "fuse"):
-        count = len(plan.by_name[name].chunks)
-        assert [(s.step, s.windows) for s in need.steps[name]] == [
-            (step, list(range(count))) for step in (1, 2, 3, 4)
-        ]
-    assert need.num_computed("invert") == 4 * len(need["invert"])
-
-
-def test_run_goes_on_at_the_newest_complete_step_without_what_is_upstream() -> None:
-    plan = plan_of()
-    fuse = plan.by_name["fuse"]
-    count = len(fuse.chunks)
-    need = needed(plan, after(fuse, 2) | after(fuse, 3, range(3)))
-    assert [(s.step, s.windows) for s in need.steps["fuse"]] == [
-        (3, list(range(3, count))),
-        (4, list(range(count))),
-    ]
-    assert need["invert"] == need["encode"] == []
-
-
-def test_window_lost_between_steps_is_made_again_from_the_step_before() -> None:
-    plan = plan_of()
-    fuse = plan.by_name["fuse"]
-    present = after(fuse, 1) | after(fuse, 2) - after(fuse, 2, range(4, 5))
-    first, *_ = needed(plan, present).steps["fuse"]
-    assert (first.step, first.windows) == (2, [4])
-
-
-def test_finished_windows_need_no_step() -> None:
-    plan = plan_of()
-    present = {chunk.key for chunk in plan.by_name["fuse"].chunks}
-    need = needed(plan, present)
-    assert need.steps == {"invert": [], "fuse": []}
-    assert not need["invert"]
-
-
-def test_lost_window_costs_a_cone_that_widens_toward_the_first_step() -> None:
-    plan = plan_of(400)
-    fuse = plan.by_name["fuse"]
-    present = set(plan.keys()) - {fuse.chunks[15].key} - after(fuse, 4, range(15, 16))
-    present -= {
-        chunk.key for name in ("decode", "encode_video") for chunk in plan.by_name[name].chunks
-    }
-    need = needed(plan, present)
-    assert [(s.step, s.windows) for s in need.steps["fuse"]] == [
-        (1, list(range(12, 19))),
-        (2, list(range(13, 18))),
-        (3, list(range(14, 17))),
-        (4, [15]),
-    ]
-
-
-def test_cone_stays_within_its_shot() -> None:
-    prompts = [{"target": "a", "end": 12}, {"target": "b", "start": 12}]
-    plan = plan_of(400, prompts=prompts)
-    fuse = plan.by_name["fuse"]
-    lost = next(i for i, chunk in enumerate(fuse.chunks) if chunk.start == 120)
-    present = set(plan.keys()) - after(fuse, 4, range(lost, lost + 1))
-    present -= {
-        chunk.key for name in ("decode", "encode_video") for chunk in plan.by_name[name].chunks
-    }
-    for step in needed(plan, present).steps["fuse"]:
-        assert step.windows == list(range(lost, lost + 1 + 4 - step.step))
-
-
-def test_each_step_is_a_barrier_with_a_group_for_every_worker() -> None:
-    plan = plan_of(400)
-    steps = [s for s in plan_steps(plan, needed(plan, set()), workers=2) if s.stage == "fuse"]
-    assert [step.denoising_step for step in steps] == [1, 2, 3, 4]
-    assert {len(step.groups) for step in steps} == {2}
-
-
-def test_plan_does_not_list_steps() -> None:
-    sizes = [
-        len(plan_of(2000, windows={"mode": mode}).model_dump_json())
-        for mode in ("independent", "co_denoise")
-    ]
-    assert sizes[1] < 1.5 * sizes[0]
-    long = plan_of(
-        2000, stages=[{"op": "encode"}, {"op": "invert", "num_inference_steps": 400}], output=None
-    )
-    short = plan_of(
-        2000, stages=[{"op": "encode"}, {"op": "invert", "num_inference_steps": 4}], output=None
-    )
-    assert len(long.model_dump_json()) - len(short.model_dump_json()) < 20 * 400
-
-
-def test_steps_follow_noise_start_and_strength() -> None:
-    stages = [
-        {"op": "encode"},
-        {"op": "invert", "num_inference_steps": 10, "noise_start": 2, "strength": 0.6},
-        {"op": "smooth"},
-    ]
-    plan = plan_of(stages=stages, output=None)
-    assert plan.by_name["invert"].steps == (3, 4, 5, 6)
-    assert plan.by_name["smooth"].steps == (5, 6, 7, 8, 9, 10)
-
-
-def test_image_inversion_and_mix_take_no_steps_together() -> None:
-    stages = [
-        {"op": "encode"},
-        {"op": "invert", "name": "by_image", "model": "image", "num_inference_steps": 4},
-        {"op": "invert", "name": "by_video", "inputs": ["encode"], "num_inference_steps": 4},
-        {"op": "mix", "inputs": ["by_image", "by_video"]},
-        {"op": "smooth"},
-    ]
-    plan = plan_of(stages=stages, output=None)
-    with_steps = [stage.name for stage in plan.stages if stage.steps]
-    assert with_steps == ["by_video", "smooth"]
-    mix = plan.by_name["mix"]
-    assert mix.chunks[2].reads[1] == tuple(plan.by_name["by_video"].neighbours(2))
-
-
-@pytest.mark.parametrize(
-    ("windows", "stages", "says"),
-    [
-        (
-            {"mode": "handoff"},
-            SMOOTH,
-            "stage 'invert': windows.mode handoff is for smooth, upsample",
-        ),
-        ({"mode": "co_denoise", "overlap": 0}, SMOOTH, "needs windows that overlap"),
-        (
-            {},
-            [*SMOOTH[:2], SMOOTH[2] | {"windows": {"mode": "co_denoise"}}],
-            "'invert' inverts every window alone",
-        ),
-        (
-            {},
-            [*SMOOTH[:2], SMOOTH[2] | {"windows": {"mode": "handoff"}}],
-            "'invert' inverts every window alone",
-        ),
-        (
-            {"mode": "co_denoise"},
-            [*SMOOTH[:2], FUSE[2] | {"windows": {"mode": "handoff"}}],
-            "stage 'fuse': windows.mode handoff is for smooth, upsample",
-        ),
-    ],
-)
-def test_mode_that_does_not_fit_is_one_clear_error(
-    windows: dict[str, Any], stages: list[dict[str, Any]], says: str
-) -> None:
-    with pytest.raises(RecipeError, match=says):
-        plan_of(windows=windows, stages=stages, output=None)
-
-
-def test_redo_range_cannot_change_the_steps_that_windows_take_together() -> None:
-    redo = [{"frames": [10, 20], "overrides": ["stages.invert.noise_start=1"]}]
-    with pytest.raises(RecipeError, match="noise_start cannot differ within a video"):
-        plan_of(redo=redo)
-
-
-# runs
 
 
 class Oracle:
@@ -353,19 +178,18 @@ def test_at_most_three_steps_lie_in_the_store(
     store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(store, clip, SMOOTH)
-    smooth = plan.by_name["smooth"]
-    stage, seen = group.STAGES["smooth"], Counter[int]()
+    smooth, stage = plan.by_name["smooth"], group.STAGES["smooth"]
+    seen: dict[int, set[int]] = {}
 
     def watch(chunk: OpenChunk) -> Any:
-        for step in smooth.steps:
-            if store.present(smooth.keys_at(step)):
-                seen[chunk.step or 0] = max(seen[chunk.step or 0], chunk.step or 0 - step)
-                assert (chunk.step or 0) - 2 <= step <= (chunk.step or 0)
+        assert chunk.step is not None
+        there = {step for step in smooth.steps if store.present(smooth.keys_at(step))}
+        seen.setdefault(chunk.step, set()).update(there)
         return stage(chunk)
 
     monkeypatch.setitem(group.STAGES, "smooth", watch)
     run_here(store, plan)
-    assert len(seen) == STEPS
+    assert seen == {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {2, 3, 4}}
 
 
 def test_changed_moment_of_a_mix_costs_the_cone_that_plan_foretold(
@@ -464,6 +288,8 @@ def test_stopped_run_goes_on_within_its_step(
     kept = kept_keys(store)
     taken = prune(store, keep=kept, min_age_seconds=0, orphan_age_seconds=0)
     assert "chunk" not in {removed.kind for removed in taken.removed}
+    row = describe_run(store, store.runs()[-1])["stages"][-1]
+    assert row["step"] == {"step": 3, "last": 4, "windows": 2}
     before = done(store, run_state(store))["smooth"]
     state = run_here(store, plan)
     assert done(store, state)["smooth"] == sorted(
@@ -501,17 +327,62 @@ def test_damaged_window_between_steps_is_made_again(
     assert verify(store).damages == []
 
 
-def test_store_that_fills_up_between_steps_is_resumable(clip: Path, tmp_path: Path) -> None:
-    prepared = Store.open(str(tmp_path / "store"))
-    plan = make_plan(prepared, clip, SMOOTH)
-    state = register(prepared, plan)
-    full = Store(FailFrom(LocalBackend(tmp_path / "store"), 60))
-    with pytest.raises(ResourceError) as caught:
-        execute(full, plan, state)
-    assert caught.value.exit_code == 7
-    stages = {s["name"]: s["done"] for s in describe_run(prepared, state.run)["stages"]}
-    assert stages["smooth"] == 0
-    assert run_here(prepared, plan).state == "finished"
-    other = Store.open(str(tmp_path / "other"))
+def test_store_that_fills_up_in_step_7_of_20_is_resumable(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [SMOOTH[0], SMOOTH[1] | {"model": "image", "num_inference_steps": 20}, SMOOTH[2]]
+    store, other = (Store.open(str(tmp_path / name)) for name in ("store", "other"))
+    plan = make_plan(store, clip, stages)
     run_here(other, plan)
-    assert read_all(prepared, plan, "smooth") == read_all(other, plan, "smooth")
+    disk = FailFrom(LocalBackend(tmp_path / "store"), sys.maxsize)
+    smooth = group.STAGES["smooth"]
+
+    def fill_up(chunk: OpenChunk) -> Any:
+        if chunk.step == 7 and chunk.chunk.start > 0:
+            disk.fail_from(disk.writes + 1)
+        return smooth(chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(group.STAGES, "smooth", fill_up)
+        with pytest.raises(ResourceError) as caught:
+            execute(Store(disk), plan, register(store, plan))
+    assert caught.value.exit_code == 7
+    row = describe_run(store, store.runs()[-1])["stages"][-1]
+    assert row["step"] == {"step": 7, "last": 20, "windows": 1}
+    assert foretold(store, plan).steps["smooth"][0].step == 7
+    assert run_here(store, plan).state == "finished"
+    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
+
+
+def test_plan_foretells_the_bytes_that_steps_take(
+    store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [SMOOTH[0], SMOOTH[1], FUSE[2]]
+    plan = make_plan(store, clip, stages)
+    most, behind = 0, sweep.sweep_behind
+
+    def measure(*arguments: Any) -> None:
+        nonlocal most
+        files = [p for name in ("data", "records") for p in Path(store.uri, name).rglob("*")]
+        most = max(most, sum(path.stat().st_size for path in files if path.is_file()))
+        behind(*arguments)
+
+    monkeypatch.setattr(execution, "sweep_behind", measure)
+    run_here(store, plan)
+    assert 0.9 < most / plan.store_bytes <= 1
+
+
+def test_progress_counts_windows_at_every_step(store: Store, clip: Path) -> None:
+    plan = make_plan(store, clip, SMOOTH)
+    need, shown = foretold(store, plan), dict[str, StageProgress]()
+    state = register(store, plan)
+
+    def show(stage: StageProgress, eta: float | None) -> None:
+        shown[stage.name] = stage
+
+    progress = Progress(store, plan, state.run, need, 1, show)
+    execute(store, plan, state)
+    progress.look()
+    smooth = shown["smooth"]
+    assert (smooth.done, smooth.total) == (smooth.total, STEPS * len(need["smooth"]))
+    assert smooth.frames_left == 0

@@ -140,9 +140,14 @@ class FailFrom(Watched):
         self, backend: Backend, k: int, *, times: int = 10**9, number: int = errno.ENOSPC
     ) -> None:
         super().__init__(backend)
-        self._failing = range(k, k + times)
+        self._times = times
         self._number = number
         self.writes = 0
+        self.fail_from(k)
+
+    def fail_from(self, k: int) -> None:
+        """Fail from another write on."""
+        self._failing = range(k, k + self._times)
 
     def before(self, operation: str, path: str) -> None:
         if operation in WRITES:
