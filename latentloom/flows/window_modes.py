@@ -47,16 +47,16 @@ def mode_faults(
         instead = "co_denoise" if rule.mode == "handoff" else "independent"
         yield (
             f"windows.mode {rule.mode} is for {', '.join(_OPS[rule.mode])};"
-            f" give this stage windows: {{mode: {instead}}}"
+            f" give this stage windows of its own, mode {instead} and the same size and overlap"
         )
     if rule.overlap == 0:
         yield f"windows.mode {rule.mode} needs windows that overlap; set windows.overlap above 0"
     for name, other in inherited.items():
         if other is not None and other.mode == "independent":
             yield (
-                f"windows.mode {rule.mode} begins with one latent for each frame, but {name!r} inverts every"
-                " window alone, which gives two where windows overlap; give it windows: {mode:"
-                " co_denoise}, or invert with an image model"
+                f"windows.mode {rule.mode} begins with one latent for each frame, but {name!r} inverts"
+                " every window alone, which gives two where windows overlap; give it mode co_denoise"
+                " too, or invert with an image model"
             )
 
 

@@ -327,6 +327,29 @@ def test_damaged_window_between_steps_is_made_again(
     assert verify(store).damages == []
 
 
+def test_steps_that_another_run_deletes_are_taken_again(
+    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [SMOOTH[0], SMOOTH[1] | {"model": "image"}, SMOOTH[2]]
+    plan, other = make_plan(store, clip, stages), Store.open(str(tmp_path / "other"))
+    run_here(other, plan)
+    smooth, stage = plan.by_name["smooth"], group.STAGES["smooth"]
+    deleted = False
+
+    def lose(chunk: OpenChunk) -> Any:
+        nonlocal deleted
+        if chunk.step == 3 and chunk.chunk.start > 8 and not deleted:
+            deleted = True
+            for key in smooth.keys_at(1) + smooth.keys_at(2):
+                store.delete(key)
+        return stage(chunk)
+
+    monkeypatch.setitem(group.STAGES, "smooth", lose)
+    run_here(store, plan)
+    assert deleted
+    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
+
+
 def test_store_that_fills_up_in_step_7_of_20_is_resumable(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
