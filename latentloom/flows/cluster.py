@@ -19,7 +19,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
 
 from latentloom.errors import LatentloomError, UsageError
-from latentloom.flows.environment import environment
+from latentloom.flows.environment import environment, prefect_settings
 from latentloom.flows.need import Need
 from latentloom.flows.routing import GPU, resources_needed
 from latentloom.flows.runs import read_plan
@@ -283,11 +283,15 @@ def _check_versions(plan: Plan, address: str) -> None:
 
 
 def _load(plan: Plan, stages: tuple[str, ...]) -> None:
-    """Load models; what is wrong with one, the stage that uses it says better."""
+    """Load models, unless flows take turns; what is wrong with one, the stage that uses it says better."""
+    from latentloom.flows.slots import is_limited
     from latentloom.tasks.preload import preload
 
     try:
-        preload(plan, stages)
+        with prefect_settings():
+            limited = is_limited(plan.facts.machine.device)
+        if not limited:
+            preload(plan, stages)
     except Exception as error:
         _log.debug("models are not loaded ahead: %s", error)
 

@@ -36,7 +36,7 @@ def device_slot(device: str | None) -> Iterator[None]:
     Raises:
         InterruptedRunError: If the run was asked to stop while it waited.
     """
-    if device is None or os.environ.get(EMBEDDED) or not _is_limited(slot_name(device)):
+    if device is None or not is_limited(device):
         yield
         return
     with ExitStack() as held:
@@ -45,6 +45,17 @@ def device_slot(device: str | None) -> Iterator[None]:
             yield
         finally:
             forget_models()
+
+
+def is_limited(device: str) -> bool:
+    """Tell whether there is a limit of this process' device on the server in force."""
+    if os.environ.get(EMBEDDED):
+        return False
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_global_concurrency_limit_by_name(slot_name(device)).active
+        except ObjectNotFound:
+            return False
 
 
 def slot_name(device: str) -> str:
@@ -69,11 +80,3 @@ def _acquire(held: ExitStack, name: str) -> None:
                 ) from None
         else:
             return
-
-
-def _is_limited(name: str) -> bool:
-    with get_client(sync_client=True) as client:
-        try:
-            return client.read_global_concurrency_limit_by_name(name).active
-        except ObjectNotFound:
-            return False

@@ -19,15 +19,22 @@ from latentloom.storage.leases import lease
 from latentloom.storage.store import Store
 from tests.lasting import FINAL, POOL, Service, serving, spans, wait_for
 from tests.runs import make_clip, make_recipe_data
+from tests.webhook import SECRET, Webhook, listening
 from tests.yaml import write_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def webhook() -> Iterator[Webhook]:
+    with listening() as webhook:
+        yield webhook
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, webhook: Webhook) -> Iterator[Service]:
     with serving(tmp_path_factory.mktemp("service")) as service:
-        service.start_worker()
+        service.start_worker(LATENTLOOM_NOTIFY=f"http://{webhook.place}")
         service.run("prefect", "--no-prompt", "deploy", "--all")
         yield service
 
@@ -77,7 +84,9 @@ def test_retry_of_a_crashed_run_adopts_its_plan_and_resumes(service: Service, de
     assert {name: after[name] for name in before} == before
 
 
-def test_retry_of_a_failed_run_adopts_its_plan(service: Service, desk: Desk) -> None:
+def test_retry_of_a_failed_run_adopts_its_plan(
+    service: Service, desk: Desk, webhook: Webhook
+) -> None:
     made = service.submit("recipe.yaml", folder=desk.folder)
     (desk.folder / "out").write_text("in the way")
     assert service.wait_for_state(made["flow_run"])["state_type"] == "FAILED"
@@ -89,6 +98,10 @@ def test_retry_of_a_failed_run_adopts_its_plan(service: Service, desk: Desk) -> 
     assert ended["run_count"] == 2
     assert probe(desk.output).num_frames == 24
     assert desk.store.runs() == [made["run"]]
+    told = [message["state"] for message in webhook.messages if message["name"] == made["run"]]
+    assert told == ["failed", "finished"]
+    database = service.folder / "prefect" / "prefect.db"
+    assert SECRET.encode() not in database.read_bytes()
 
 
 def test_pool_with_one_slot_runs_one_flow_at_a_time(service: Service, desk: Desk) -> None:
