@@ -138,8 +138,8 @@ class SpriteClip:
             "numerics": {"threads": options.threads, "device": options.device},
             "stages": [
                 {"op": "encode"},
-                {"op": "invert", "windows": size | invert, **steps},
-                {"op": "smooth", "windows": size | smooth, "guidance_scale": options.guidance},
+                {"op": "invert", "windows": {**size, **invert}, **steps},
+                {"op": "smooth", "windows": {**size, **smooth}, "guidance_scale": options.guidance},
                 {"op": "decode", "keep": True},
             ],
         }

@@ -185,9 +185,9 @@ class _Binder:
         if len(self.faults) > before:
             return
         borders = ("left", "right", "top", "bottom")
-        fixed = ("keep", "num_inference_steps", "strength", "checkpoint_every", *borders)
+        fixed = ["keep", "num_inference_steps", "strength", "checkpoint_every", *borders]
         if windows is not None and windows.mode == "co_denoise":
-            fixed += ("noise_start",)
+            fixed.append("noise_start")
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
         if _reads_source(changed) != _reads_source(stage):
             differs.append("whether a condition has a map")

@@ -86,7 +86,10 @@ class Cluster:
             yield pass_on_stop
         finally:
             with suppress(OSError):
-                self._client.unregister_worker_plugin(_plugin_name(run))
+                # distributed annotates it not at all.
+                self._client.unregister_worker_plugin(  # type: ignore[no-untyped-call]
+                    _plugin_name(run)
+                )
 
     def check(self, needed: Mapping[frozenset[str], str]) -> None:
         """Refuse stages that no worker may run; their tasks would wait for ever.
@@ -241,7 +244,10 @@ def worker_options(index: int, devices: Sequence[str], folder: Path) -> dict[str
 @contextmanager
 def routed(resources: Iterable[str]) -> Iterator[None]:
     """Have what is submitted in the block run where there is one of each resource."""
-    with dask.annotate(resources=dict.fromkeys(resources, 1)):
+    # dask does not list it among what it exports.
+    with dask.annotate(  # type: ignore[attr-defined]
+        resources=dict.fromkeys(resources, 1)
+    ):
         yield
 
 

@@ -183,7 +183,8 @@ def forget_models() -> None:
     ):
         cached.cache_clear()
     _digests.clear()
-    if torch.cuda.is_initialized():
+    # torch annotates it not at all.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()
         torch.cuda.empty_cache()
 
