@@ -4,12 +4,14 @@
 
 Held-out sprite clips go through encode, invert and smooth with the embedded video model, in windows of 16
 frames, by real plans in a store: without overlap, with overlaps cross-faded, co-denoised, and handed over.
-Source and target prompt are the same, so that the result can be compared with the source.
+Each is reconstructed (the source's prompt, no guidance), and put before another background, which every
+window has to make up.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -30,8 +32,9 @@ from latentloom.ops.metrics import consecutive_difference, psnr, seam_score
 from latentloom.schemas.load import validate_recipe
 from latentloom.schemas.plan import Plan
 from latentloom.sprites.caption import caption
+from latentloom.sprites.edits import draw_edit
 from latentloom.sprites.render import render
-from latentloom.sprites.scene import Scene, random_scene
+from latentloom.sprites.scene import Scene
 from latentloom.storage.store import Store
 
 Frames = NDArray[np.uint8]
@@ -51,6 +54,7 @@ WAYS: Final[Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {
     "handoff": (MET, {"mode": "handoff", "overlap": OVERLAP}),
 }
 """Window rules of the inversion and of smoothing."""
+PROBLEMS: Final = ("reconstruction", "background")
 WANTED: Final = {"co_denoise": 1.10, "handoff": 1.15}
 WANTED_DB: Final = 1.0
 
@@ -59,45 +63,50 @@ def main() -> None:
     """Measure, and print a table or JSON."""
     options = _options()
     began = time.monotonic()
-    rows: dict[str, list[Row]] = {name: [] for name in WAYS}
+    rows: dict[str, dict[str, list[Row]]] = {p: {name: [] for name in WAYS} for p in PROBLEMS}
     curves: dict[str, NDArray[np.float64]] = {}
-    for number, scene in enumerate(moving_scenes(options.clips)):
+    for number, (scene, target) in enumerate(moving_scenes(options.clips)):
         with tempfile.TemporaryDirectory() as folder:
-            clip = SpriteClip(Path(folder), scene, options)
-            for name, rules in WAYS.items():
-                row, changes = clip.measure(*rules)
-                rows[name].append(row)
-                curves.setdefault(name, changes)
-                print(f"clip {number + 1}, {name}: {_worded(row)}", flush=True)
-            curves.setdefault("source", clip.changes)
-    table = {name: _means(of) for name, of in rows.items()}
-    text = to_text(table, options)
+            clip = SpriteClip(Path(folder), scene, target, options)
+            for problem, (name, rules) in itertools.product(PROBLEMS, WAYS.items()):
+                row, changes = clip.measure(problem, *rules)
+                rows[problem][name].append(row)
+                if number == 0 and problem == PROBLEMS[-1]:
+                    curves |= {name: changes, "source": clip.changes}
+                print(f"clip {number + 1}, {problem}, {name}: {_worded(row)}", flush=True)
+    tables = {p: {name: _means(of) for name, of in ways.items()} for p, ways in rows.items()}
+    text = to_text(tables, options)
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "seams.md").write_text(text, encoding="utf-8")
         plot(curves, options.out / "seams.svg")
     if options.json:
-        facts = {"clips": options.clips, "frames": options.frames, "rows": table}
+        facts = {"clips": options.clips, "frames": options.frames, "rows": tables}
         print(json.dumps(facts | {"seconds": round(time.monotonic() - began, 1)}))
 
 
-def moving_scenes(count: int) -> Iterator[Scene]:
-    """Yield held-out scenes in which something moves: elsewhere a source has no change to compare with."""
+def moving_scenes(count: int) -> Iterator[tuple[Scene, Scene]]:
+    """Yield held-out scenes in which something moves, before two backgrounds.
+
+    Where nothing moves a source has no change to compare with.
+    """
     seed = FIRST_SEED
     while count:
-        scene = random_scene(seed)
+        scene, target = draw_edit("background", seed)
         if scene.sprites[0].motion.kind != "still":
             count -= 1
-            yield scene
+            yield scene, target
         seed += 1
 
 
 class SpriteClip:
     """One clip in a store of its own, where what two ways share is computed once."""
 
-    def __init__(self, folder: Path, scene: Scene, options: argparse.Namespace) -> None:
-        self.options, self.text = options, caption(scene)
+    def __init__(
+        self, folder: Path, scene: Scene, target: Scene, options: argparse.Namespace
+    ) -> None:
+        self.options, self.texts = options, (caption(scene), caption(target))
         self.source: Frames = render(scene, options.frames)
         self.changes = consecutive_difference(self.source)
         self.path = folder / "clip.mkv"
@@ -105,7 +114,7 @@ class SpriteClip:
         self.store = Store.open(str(folder / "store"))
 
     def measure(
-        self, invert: Mapping[str, Any], smooth: Mapping[str, Any]
+        self, problem: str, invert: Mapping[str, Any], smooth: Mapping[str, Any]
     ) -> tuple[Row, NDArray[np.float64]]:
         """Smooth the clip under two window rules.
 
@@ -113,7 +122,7 @@ class SpriteClip:
             Seam score, PSNR against the source and flicker over the source's; and the mean change
             from each frame to the next.
         """
-        plan = self.plan(invert, smooth)
+        plan = self.plan(problem, invert, smooth)
         execute(self.store, plan, register(self.store, plan))
         frames = np.concatenate(
             [self.store.read(chunk.key) for chunk in plan.by_name["decode"].chunks]
@@ -126,20 +135,26 @@ class SpriteClip:
         }
         return row, changes
 
-    def plan(self, invert: Mapping[str, Any], smooth: Mapping[str, Any]) -> Plan:
+    def plan(self, problem: str, invert: Mapping[str, Any], smooth: Mapping[str, Any]) -> Plan:
         """Compile the recipe."""
-        options, size = self.options, {"size": SIZE}
+        options = self.options
+        source, target = self.texts
+        alone = problem == "reconstruction"
         steps = {"num_inference_steps": options.steps, "noise_start": options.noise_start}
         data = {
             "version": 1,
             "source": {"uri": str(self.path)},
             "models": {name: {"path": f"embedded:sprites/{name}"} for name in ("image", "video")},
-            "prompts": {"source": self.text, "target": self.text},
+            "prompts": {"source": source, "target": source if alone else target},
             "numerics": {"threads": options.threads, "device": options.device},
             "stages": [
                 {"op": "encode"},
-                {"op": "invert", "windows": {**size, **invert}, **steps},
-                {"op": "smooth", "windows": {**size, **smooth}, "guidance_scale": options.guidance},
+                {"op": "invert", "windows": {"size": SIZE, **invert}, **steps},
+                {
+                    "op": "smooth",
+                    "windows": {"size": SIZE, **smooth},
+                    "guidance_scale": 1.0 if alone else options.guidance,
+                },
                 {"op": "decode", "keep": True},
             ],
         }
@@ -154,23 +169,27 @@ def joins(plan: Plan) -> set[int]:
     return {bound - plan.start for bound in bounds} - {0, plan.num_frames}
 
 
-def to_text(table: Mapping[str, Row], options: argparse.Namespace) -> str:
-    """Write the table, and whether what is wanted was reached."""
-    apart = abs(table["co_denoise"]["psnr"] - table["handoff"]["psnr"])
+def to_text(tables: Mapping[str, Mapping[str, Row]], options: argparse.Namespace) -> str:
+    """Write the tables, and whether what is wanted was reached."""
+    rebuilt = tables["reconstruction"]
+    apart = abs(rebuilt["co_denoise"]["psnr"] - rebuilt["handoff"]["psnr"])
     lines = [
         f"# Seams: {options.clips} clips of {options.frames} frames, windows of {SIZE},"
-        f" {options.steps} steps, guidance {options.guidance:g}\n",
+        f" {options.steps} steps\n",
         "*Seam score*: change from frame to frame where the windows that hold a frame change, over that"
         " elsewhere, divided by the same of the source; 1 is seamless. *PSNR* against the source."
-        " *Flicker*: mean change, over the source's.\n",
-        "| windows | overlap | seam score | wanted | PSNR, dB | flicker |",
-        "|---|---|---|---|---|---|",
+        " *Flicker*: mean change, over the source's. The reconstruction is unguided, the other background"
+        f" has guidance {options.guidance:g}.\n",
+        "| problem | windows | overlap | seam score | wanted | PSNR, dB | flicker |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {name} | {WAYS[name][1]['overlap']} | {row['seam']:.3f} | {_limit(name)} |"
+            f"| {problem} | {name} | {WAYS[name][1]['overlap']} | {row['seam']:.3f} | {_limit(name)} |"
             f" {row['psnr']:.2f} | {row['flicker']:.2f} |"
+            for problem, table in tables.items()
             for name, row in table.items()
         ),
-        f"\nco_denoise and handoff are {apart:.2f} dB apart (wanted: at most {WANTED_DB:g}).",
+        f"\nReconstructions by co_denoise and handoff are {apart:.2f} dB apart (wanted: at most"
+        f" {WANTED_DB:g}).",
     ]
     return "\n".join(lines) + "\n"
 
