@@ -29,6 +29,7 @@ NAMES = [
     "frames",
     "prompt2prompt",
     "instruct",
+    "long",
 ]
 
 

@@ -351,8 +351,9 @@ def test_steps_that_another_run_deletes_are_taken_again(
 
 
 def test_store_that_fills_up_in_step_7_of_20_is_resumable(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", 12)
     stages = [SMOOTH[0], SMOOTH[1] | {"model": "image", "num_inference_steps": 20}, SMOOTH[2]]
     store, other = (Store.open(str(tmp_path / name)) for name in ("store", "other"))
     plan = make_plan(store, clip, stages)
