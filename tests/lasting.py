@@ -22,7 +22,8 @@ PATIENCE_SECONDS = 500.0
 POOL = "latentloom"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _QUICK = {
-    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+    "PREFECT_API_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
@@ -127,7 +128,7 @@ class Service:
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def flow_run(self, flow_run: str) -> dict[str, Any]:
         """Read a flow run."""

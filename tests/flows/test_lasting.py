@@ -34,7 +34,7 @@ def webhook() -> Iterator[Webhook]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, webhook: Webhook) -> Iterator[Service]:
     with serving(tmp_path_factory.mktemp("service")) as service:
-        service.start_worker(LATENTLOOM_NOTIFY=f"http://{webhook.place}")
+        service.start_worker("--limit", "2", LATENTLOOM_NOTIFY=f"http://{webhook.place}")
         service.run("prefect", "--no-prompt", "deploy", "--all")
         yield service
 
@@ -167,7 +167,7 @@ def test_interval_fires_by_itself_twice_without_overlap(service: Service, desk: 
 
     # Somebody works on the batch: ticks come, and do nothing.
     with lease(desk.store, "batch-night"):
-        service.run("latentloom", "deploy", "batch.yaml", "--interval", "12", folder=desk.folder)
+        service.run("latentloom", "deploy", "batch.yaml", "--interval", "20", folder=desk.folder)
         assert wait_for(ended, "tick")
         assert not (desk.folder / "done").exists()
     wait_for((desk.folder / "done" / "one.mp4").exists, "video of a tick")
