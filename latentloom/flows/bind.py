@@ -21,6 +21,7 @@ from latentloom.flows.fit import (
 from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
 from latentloom.flows.maps import map_fault
 from latentloom.flows.texts import word_faults
+from latentloom.flows.tiles import settle_tiling, tiling_fault
 from latentloom.flows.window_modes import mode_faults, same_plan
 from latentloom.schemas.edits import EditStage, FramesEdit, OutpaintEdit, Prompt2PromptEdit
 from latentloom.schemas.facts import Facts, ModelFacts
@@ -80,10 +81,11 @@ class _Binder:
         read = [self.bound[name] for name in names if name != "decode_video"]
         level = self._level(stage, read)
         windows = self._windows(stage, read)
-        resolved = {
-            redo: (recipe, self._with_level(one, level)) for redo, (recipe, one) in variants.items()
-        }
         shape, pixels = self._shape(stage, read)
+        resolved = {
+            redo: (recipe, settle_tiling(self._with_level(one, level), shape, self.facts))
+            for redo, (recipe, one) in variants.items()
+        }
         for redo, (_, one) in variants.items():
             if redo:
                 self._same_but_for_values(one, stage, read, (level, windows))
@@ -91,12 +93,14 @@ class _Binder:
         for recipe, one in variants.values():
             self._maps_fit(one, recipe, pixels)
             self._words_fit(one, recipe)
+            if fault := tiling_fault(one, self.facts):
+                self._fault(fault)
         wants_source = _reads_source(stage)
         if wants_source and pixels != self.frame_size:
             self._fault("a ControlNet's condition has the source's size; fuse before upsampling")
         self.bound[stage.name] = BoundStage(
             name=stage.name,
-            stage=self._with_level(stage, level),
+            stage=resolved[()][1],
             variants=resolved,
             inputs=(*names, "decode_video") if wants_source else tuple(names),
             frame_shape=shape,
@@ -185,7 +189,7 @@ class _Binder:
         if len(self.faults) > before:
             return
         borders = ("left", "right", "top", "bottom")
-        fixed = ["keep", "num_inference_steps", "strength", "checkpoint_every", *borders]
+        fixed = ["keep", "tiling", "num_inference_steps", "strength", "checkpoint_every", *borders]
         if windows is not None and windows.mode == "co_denoise":
             fixed.append("noise_start")
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]

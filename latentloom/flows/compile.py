@@ -25,6 +25,7 @@ from latentloom.flows.output import (
 )
 from latentloom.flows.shots import Shot, find_cut, plan_shots
 from latentloom.flows.texts import unread_ends
+from latentloom.flows.tiles import tiling_hint
 from latentloom.flows.window_modes import (
     handed_over,
     is_read_as_it_is,
@@ -39,8 +40,6 @@ from latentloom.schemas.load import with_overrides
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage, StageVariant
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 
 
 def compile_plan(recipe: Recipe, facts: Facts) -> Plan:
@@ -160,7 +159,7 @@ class _Draft:
         chunks: list[PlannedChunk] = []
         for shot, span in self._spans(bound, cells):
             chunks.append(self._chunk(cells, inputs, span, shot, chunks))
-        item = ITEM_BYTES["float32" if bound.dtype is None else bound.dtype]
+        item = estimate.ITEM_BYTES["float32" if bound.dtype is None else bound.dtype]
         frame_bytes = item
         for length in bound.frame_shape:
             frame_bytes *= length
@@ -336,7 +335,7 @@ def _check_budget(plan: Plan) -> None:
         raise ResourceError(
             f"stage {worst.name!r} needs {readable(plan.peak_bytes)} of memory, the limit is"
             f" {readable(memory)}; lower source.size, windows.size, chunks.frames or"
-            " numerics.micro_batch, or raise limits.memory"
+            f" numerics.micro_batch,{tiling_hint(worst)} or raise limits.memory"
         )
     if limits.disk is not None and plan.store_bytes > limits.disk:
         raise ResourceError(

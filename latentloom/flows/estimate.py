@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from latentloom.schemas.base import digest
 from latentloom.schemas.facts import Facts
@@ -15,6 +16,7 @@ from latentloom.schemas.plan import PlannedStage
 from latentloom.schemas.recipe import Recipe
 
 MIB = 1 << 20
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
 CHUNK_OVERHEAD_BYTES = 1100
 """zarr.json, checksum and record of one chunk."""
 COSINE_BYTES = 16
@@ -28,6 +30,10 @@ BASELINE_BYTES = 800 * MIB
 SHARED_BYTES = 300 * MIB
 """The part of it that workers share: server, and the process that waits for them."""
 WORKING_FACTOR = 1.25
+ENCODER_CHANNELS, DECODER_CHANNELS = 4, 9
+"""Float32 numbers for each pixel that a VAE works on, as multiples of its first level's channels."""
+FLOAT_FRAME_BYTES = 60
+"""For each pixel of a frame on its way between float32 and whole numbers: five copies of three channels."""
 MEDIA_FRAMES = 24
 """Frames that decoder, scaler and encoder hold at a time (x264's look-ahead and its references)."""
 
@@ -41,14 +47,15 @@ def peak_bytes(
         stage: The stage, cut into chunks.
         recipe: Its recipe, for micro-batch and dtype.
         facts: Facts of its models, and earlier measurements.
-        before: The stages before it; models of the whole plan stay loaded.
+        before: The stages before it: its inputs are among them, and models of the whole plan stay loaded.
     """
     measured = facts.measured_bytes.get(calibration_key(stage, recipe))
     if measured is not None:
         return int(measured * WORKING_FACTOR)
     names = {name for one in [*before, stage] for name in one.models.values()}
     weights = sum(facts.models[name].parameter_bytes for name in names)
-    return BASELINE_BYTES + weights + int(WORKING_FACTOR * _working_bytes(stage, recipe, facts))
+    working = _working_bytes(stage, recipe, facts) + _in_flight_bytes(stage, before)
+    return BASELINE_BYTES + weights + int(WORKING_FACTOR * working)
 
 
 def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
@@ -63,6 +70,7 @@ def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
             "shape": list(stage.frame_shape),
             "size": fields.get("size"),
             "settings": fields.get("settings"),
+            "tiling": _tiling(stage),
             "frames": longest,
             **({"blended": stage.steps != ()} if stage.steps else {}),
         }
@@ -137,13 +145,21 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
         )
     if not models:
         return held + 2 * frames * prod(stage.frame_shape)
+    batch = recipe.numerics.micro_batch
     if stage.op in ("encode", "decode", "edit", "upscale"):
-        pixels = _pixels(stage, models[0].downscale)
-        channels = 12 if models[0].standin else 4 * models[0].vae_channels
-        batch = min(recipe.numerics.micro_batch, max(frames, recipe.numerics.micro_batch))
-        return held + 3 * frames * pixels * 4 * 2 + batch * pixels * channels * 4
-    batch = frames if stage.unit == "windows" else recipe.numerics.micro_batch
-    area = stage.frame_shape[1] * stage.frame_shape[2]
+        height, width = _pixels(stage, models[0].downscale)
+        factor = ENCODER_CHANNELS if stage.op == "encode" else DECODER_CHANNELS
+        channels = 12 if models[0].standin else factor * models[0].vae_channels
+        seen = batch * _tile_area(stage, height, width, 1) * channels * 4
+        if stage.op in ("encode", "decode"):
+            # Frames are whole numbers, but for the micro-batch at hand.
+            whole = 3 * ITEM_BYTES["uint16"] * frames + FLOAT_FRAME_BYTES * batch
+            return whole * height * width + seen
+        return held + 3 * frames * height * width * 4 * 2 + seen
+    if stage.unit == "windows":
+        batch = frames
+    _, height, width = stage.frame_shape
+    area = _tile_area(stage, height, width, models[0].downscale)
     channels = sum(16 if m.standin else 24 * m.max_channels for m in models)
     return held + 2 * batch * area * channels * 4
 
@@ -156,10 +172,44 @@ def _blended_bytes(stage: PlannedStage) -> int:
     return (windows + 3) * max(stage.step_bytes) // len(stage.chunks)
 
 
-def _pixels(stage: PlannedStage, downscale: int) -> int:
+def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int:
+    """Return what is held beside the chunk at hand: its inputs, those of the next, and the one before.
+
+    The one before is held twice, as an array and as the bytes that are written. A segment's frames are not
+    read ahead.
+    """
+    behind = 2 * max(stage.chunk_bytes, default=0)
+    if stage.unit == "segments":
+        return behind
+    frames = max((chunk.num_frames for chunk in stage.chunks), default=0)
+    read = sum(
+        frames * prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
+        for upstream in before
+        if upstream.name in stage.inputs
+    )
+    return 2 * read + behind + _blended_bytes(stage)
+
+
+def _tiling(stage: PlannedStage) -> dict[str, Any] | None:
+    """Return the tiles of a stage as its recipe writes them."""
+    tiling: dict[str, Any] | None = stage.variants[0].params.get("tiling")
+    return tiling
+
+
+def _tile_area(stage: PlannedStage, height: int, width: int, unit: int) -> int:
+    """Return the part of a frame that a model sees at a time, counted in units of so many pixels."""
+    tiling = _tiling(stage)
+    if tiling is None:
+        return height * width
+    size = int(tiling["size"]) // unit
+    return min(size, height) * min(size, width)
+
+
+def _pixels(stage: PlannedStage, downscale: int) -> tuple[int, int]:
+    """Return height and width of the frames that a stage reads or makes."""
     if stage.produces == "frames":
-        return stage.frame_shape[0] * stage.frame_shape[1]
-    return stage.frame_shape[1] * stage.frame_shape[2] * downscale**2
+        return stage.frame_shape[0], stage.frame_shape[1]
+    return stage.frame_shape[1] * downscale, stage.frame_shape[2] * downscale
 
 
 def _size_of(stage: PlannedStage) -> tuple[int, int]:

@@ -24,7 +24,8 @@ from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState, RunStateName, StageTally
 from latentloom.storage.leases import lease
 from latentloom.storage.store import Store
-from latentloom.tasks.group import work_through, worker_name
+from latentloom.tasks.group import work_through
+from latentloom.tasks.journal import worker_name
 from latentloom.tasks.publish import publish
 from latentloom.tasks.published import check_output, is_published
 from latentloom.tasks.stop import stop_requested

@@ -18,9 +18,18 @@ from latentloom.schemas.edits import (
 )
 from latentloom.schemas.fusion import FuseStage, MixStage
 from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
+from latentloom.schemas.tiling import Tiling
 
 
-class EncodeStage(StageFields):
+class TiledStage(StageFields):
+    """Fields of stages that can take frames tile by tile."""
+
+    model: str
+    tiling: Tiling | None = None
+    """Cut frames into tiles, so that memory follows the tile and not the frame; no tiles by default."""
+
+
+class EncodeStage(TiledStage):
     """Frames to latents, by the VAE of an image model (posterior mean)."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
@@ -83,7 +92,7 @@ class SmoothStage(StageFields):
     """Window rule of this stage; the recipe's by default."""
 
 
-class UpsampleStage(StageFields):
+class UpsampleStage(TiledStage):
     """Latents of twice the width and height, by a diffusion upsampler."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
@@ -102,7 +111,7 @@ class UpsampleStage(StageFields):
     """Which prompt conditions it."""
 
 
-class UpscaleStage(StageFields):
+class UpscaleStage(TiledStage):
     """Frames of four times the width and height, by the x4 upscaler of Stable Diffusion."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("frames",)
@@ -124,7 +133,7 @@ class UpscaleStage(StageFields):
     """Keep the frames after their last reader."""
 
 
-class DecodeStage(StageFields):
+class DecodeStage(TiledStage):
     """Latents to frames, by the VAE of an image model."""
 
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)

@@ -30,6 +30,10 @@ StageT = TypeVar("StageT", bound=BaseModel)
 STEP_DTYPE: Final = "float32"
 """Of states between steps: denoising runs in float32, whatever the dtype of the stage."""
 
+# Where frames that are no chunk of the store lie among what was read ahead.
+_SOURCE: Final = ("decode_video", -1, None)
+_MAP: Final = -2
+
 
 @dataclass(frozen=True)
 class OpenChunk:
@@ -44,6 +48,10 @@ class OpenChunk:
     """Where windows meet at every step: the step that this one is taken to."""
     notes: dict[str, JsonValue] = field(default_factory=dict, repr=False)
     """What its stage wants to tell of the work, for the event: never a part of the result."""
+    _ahead: dict[tuple[str, int, int | None], Array] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """What was read ahead: chunks by stage, place and step, frames of the source, maps by their role."""
 
     @property
     def frames(self) -> range:
@@ -90,6 +98,38 @@ class OpenChunk:
         """Return the checkpoints inside it."""
         return StepCheckpoints(self.store, self.stage, self.chunk)
 
+    def read_ahead(self) -> None:
+        """Read what the stage is going to ask for; what is read a second time comes from memory.
+
+        For a thread beside the one that computes: nothing here runs torch. The frames of a segment are
+        too many to hold, and an editor without a model has nothing to read beside.
+        """
+        if self.stage.unit == "segments" or self.variant.params.get("kind") == "frames":
+            return
+        for role, fields in self.variant.fields.get("maps", {}).items():
+            if "size" in fields:
+                self._ahead[role, _MAP, None] = self.map_frames(role)
+        if "decode_video" in self.stage.inputs:
+            self._ahead[_SOURCE] = self.source_frames()
+        for stage, index, step in self.reads():
+            self._ahead[stage.name, index, step] = read_chunk(self.store, stage, index, step)
+
+    def reads(self) -> Iterator[tuple[PlannedStage, int, int | None]]:
+        """Yield the chunks of the store that it reads: their stage, place, and after which step."""
+        if self.step is not None and self.step > self.stage.steps[0]:
+            for index in self.stage.neighbours(self._index):
+                yield self.stage, index, self.step - 1
+        else:
+            for name, read in zip(self.stage.inputs, self.chunk.reads, strict=True):
+                yield from ((self.plan.by_name[name], index, None) for index in read)
+        before = self.stage.before(self._index)
+        if before is not None:
+            yield self.stage, before, None
+
+    def forget_inputs(self) -> None:
+        """Let go of what was read ahead."""
+        self._ahead.clear()
+
     def input_frames(self) -> NDArray[Any]:
         """Read the frames ``(F, H, W, 3)`` of its first input."""
         upstream = self.plan.by_name[self.stage.inputs[0]]
@@ -126,7 +166,7 @@ class OpenChunk:
             return None
         step = self.step - 1
         parts = [
-            (self.stage.chunks[index].start, read_chunk(self.store, self.stage, index, step))
+            (self.stage.chunks[index].start, self._read(self.stage, index, step))
             for index in self.stage.neighbours(self._index)
         ]
         return list(self._blended(parts, self.stage).unbind(1))
@@ -137,7 +177,7 @@ class OpenChunk:
         if before is None:
             return None
         start = self.stage.chunks[before].start
-        array = latents_to_float(read_chunk(self.store, self.stage, before), self.stage.dtype)
+        array = latents_to_float(self._read(self.stage, before), self.stage.dtype)
         return torch.from_numpy(np.ascontiguousarray(array[self.chunk.start - start :]))
 
     @property
@@ -164,6 +204,8 @@ class OpenChunk:
 
     def source_frames(self) -> NDArray[Any]:
         """Read the source's frames ``(F, H, W, 3)`` at the plan's size, whatever the inputs are."""
+        if _SOURCE in self._ahead:
+            return self._ahead[_SOURCE]
         return self._read_source(self.chunk.start, self.chunk.stop)
 
     def reference_frames(self, role: str, size: int) -> NDArray[Any]:
@@ -173,6 +215,8 @@ class OpenChunk:
 
     def map_frames(self, role: str, *, high_bit_depth: bool = False) -> NDArray[Any]:
         """Read the side input ``(F, H, W, 3)`` that has a role in the stage, at the frames' size."""
+        if (role, _MAP, None) in self._ahead:
+            return self._ahead[role, _MAP, None]
         return read_map(
             self.plan,
             self.variant.fields["maps"][role],
@@ -184,12 +228,17 @@ class OpenChunk:
     def _read_source(self, start: int, stop: int) -> NDArray[Any]:
         return open_source(self.plan).read(start, stop)
 
+    def _read(self, stage: PlannedStage, index: int, step: int | None = None) -> Array:
+        if (stage.name, index, step) in self._ahead:
+            return self._ahead[stage.name, index, step]
+        return read_chunk(self.store, stage, index, step)
+
     def _parts(self, position: int) -> Iterator[tuple[int, Array]]:
         upstream = self.plan.by_name[self.stage.inputs[position]]
         latents = upstream.produces != "frames"
         for index in self.chunk.reads[position]:
             planned = upstream.chunks[index]
-            array = read_chunk(self.store, upstream, index)
+            array = self._read(upstream, index)
             cut = array if upstream.unit == "windows" else _within(array, planned, self.chunk)
             start = planned.start if cut is array else max(planned.start, self.chunk.start)
             yield start, latents_to_float(cut, upstream.dtype) if latents else cut

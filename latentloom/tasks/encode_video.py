@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 
 from latentloom.media.encode import encode_segment
 from latentloom.schemas.media import EncodeSettings
 from latentloom.tasks.chunk import OpenChunk
+from latentloom.tasks.overlap import one_ahead
 from latentloom.tasks.tensors import Array
 
 
@@ -14,5 +17,6 @@ def encode_video(chunk: OpenChunk) -> Array:
     """Encode the frames of a segment; its bytes are stored as an array of uint8."""
     settings = EncodeSettings.model_validate(chunk.variant.fields["settings"])
     pts = chunk.plan.facts.source.info.pts[chunk.chunk.start : chunk.chunk.stop]
-    data = encode_segment(chunk.iterate_frames(), pts, settings)
+    with closing(one_ahead(chunk.iterate_frames())) as frames:
+        data = encode_segment(frames, pts, settings)
     return np.frombuffer(data, dtype=np.uint8)

@@ -1,18 +1,19 @@
-"""Work through consecutive chunks of one stage, one by one: look, compute, commit, log.
+"""Work through consecutive chunks of one stage: look, read, compute, commit, log.
 
 The record decides. A chunk that has one is done; two workers on one chunk end with one record and no error.
+Three threads share the work: one reads what the next chunk is made from, the caller's computes (models run
+in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import resource
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -24,19 +25,21 @@ from latentloom.errors import (
     ResourceError,
     StageError,
 )
-from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
-from latentloom.storage.leases import lease
+from latentloom.storage.leases import Lease, lease
 from latentloom.storage.store import Store
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.decode import decode
 from latentloom.tasks.edit import edit
 from latentloom.tasks.encode import encode
 from latentloom.tasks.encode_video import encode_video
+from latentloom.tasks.flights import Flights
 from latentloom.tasks.fuse import fuse
 from latentloom.tasks.invert import invert
+from latentloom.tasks.journal import Journal
 from latentloom.tasks.loading import PlanModels, forget_changed_models, use_profile
 from latentloom.tasks.mix import mix
+from latentloom.tasks.overlap import one_ahead, one_behind
 from latentloom.tasks.smooth import smooth
 from latentloom.tasks.stop import stop_requested
 from latentloom.tasks.tensors import Array
@@ -55,7 +58,6 @@ STAGES: dict[str, Callable[[OpenChunk], Array]] = {
     "decode": decode,
     "encode_video": encode_video,
 }
-FLUSH_SECONDS = 2.0
 _log = logging.getLogger("latentloom")
 
 
@@ -87,14 +89,36 @@ def work_through(
     """
     use_profile(plan)
     forget_changed_models(plan)
-    work = _Work(store, plan, _Journal(store, run_id))
+    work = _Work(store, plan, Journal(store, run_id))
     try:
-        for index in indices:
-            work.finish(plan.by_name[stage_name], index, step)
-            work.delete_behind(plan.by_name[stage_name], index)
+        with closing(one_ahead(work.open(plan.by_name[stage_name], indices, step))) as opened:
+            one_behind(map(work.compute, opened), work.commit)
     finally:
+        work.flights.release()
         work.journal.flush()
     return work.computed
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A chunk whose inputs are read."""
+
+    index: int
+    chunk: OpenChunk
+    read_seconds: float
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A chunk that waits for its record."""
+
+    index: int
+    chunk: OpenChunk
+    array: Array
+    seconds: float
+    """How long it kept the thread that computes, waiting for its inputs included."""
+    read_seconds: float
+    compute_seconds: float
 
 
 @dataclass
@@ -103,55 +127,114 @@ class _Work:
 
     store: Store
     plan: Plan
-    journal: _Journal
+    journal: Journal
     computed: Counter[str] = field(default_factory=Counter)
+    flights: Flights = field(default_factory=Flights)
+    ended: float = field(default_factory=time.monotonic)
+    """When the chunk before was computed."""
 
-    def finish(self, stage: PlannedStage, index: int, step: int | None = None) -> None:
-        """Make sure that a chunk has a record, or has one after a step."""
-        if stop_requested():
-            raise InterruptedRunError(f"stopped before chunk {index} of stage {stage.name!r}")
-        chunk = stage.chunk_at(index, step)
-        if self._reuse(stage, chunk, index):
-            return
-        with lease(self.store, f"chunk-{chunk.key[:40]}", stop=stop_requested):
+    def open(
+        self, stage: PlannedStage, indices: Sequence[int], step: int | None = None
+    ) -> Iterator[_Ready]:
+        """Yield chunks that have no record, those that they read and that are made for them first."""
+        for index in indices:
+            chunk = stage.chunk_at(index, step)
+            _check_stop(stage, index)
+            self.flights.wait_for([chunk.key])
             if self._reuse(stage, chunk, index):
-                return
-            self._make_inputs(stage, chunk)
-            self.journal.note("chunk_started", stage.name, chunk.key, index)
-            begun = time.monotonic()
+                continue
+            self.flights.begin(chunk.key, self._lease(chunk))
+            if self._reuse(stage, chunk, index):
+                self.flights.land(chunk.key)
+                continue
+            for upstream, read in self._inputs(stage, index):
+                if upstream.transient:
+                    yield from self.open(upstream, read)
             opened = OpenChunk(self.store, self.plan, stage, chunk, PlanModels(self.plan), step)
-            array = _compute(opened, index)
+            yield self._ready(opened, index)
+
+    def compute(self, ready: _Ready) -> _Computed:
+        """Compute a chunk."""
+        stage, chunk = ready.chunk.stage, ready.chunk.chunk
+        try:
+            _check_stop(stage, ready.index)
+            self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
+            begun = time.monotonic()
+            with _explained(stage, ready.index):
+                array = STAGES[stage.op](ready.chunk)
+        except BaseException:
+            self.flights.abandon()
+            raise
+        before, self.ended = self.ended, time.monotonic()
+        ready.chunk.forget_inputs()
+        return _Computed(
+            index=ready.index,
+            chunk=ready.chunk,
+            array=array,
+            seconds=self.ended - before,
+            read_seconds=ready.read_seconds,
+            compute_seconds=self.ended - begun,
+        )
+
+    def commit(self, done: _Computed) -> None:
+        """Give a chunk its record, and delete the transient frames of which it was the last reader."""
+        opened, stage, chunk = done.chunk, done.chunk.stage, done.chunk.chunk
+        begun = time.monotonic()
+        try:
             self.store.commit(
-                chunk.key, array, start=chunk.start, stop=chunk.stop, dtype=opened.dtype
+                chunk.key, done.array, start=chunk.start, stop=chunk.stop, dtype=opened.dtype
             )
             opened.checkpoints.delete()
             self.computed[stage.name] += opened.is_final
-            _report(opened, index, time.monotonic() - begun, self.journal)
+            self._delete_behind(stage, done.index)
+            self.flights.land(chunk.key)
+        except BaseException:
+            self.flights.abandon()
+            raise
+        _report(done, time.monotonic() - begun, self.journal)
 
-    def delete_behind(self, stage: PlannedStage, index: int) -> None:
-        """Delete the transient frames of which a chunk was the last reader."""
-        for position, name in enumerate(stage.inputs):
-            upstream = self.plan.by_name[name]
+    def _ready(self, opened: OpenChunk, index: int) -> _Ready:
+        self.flights.wait_for([stage.key_at(i, step) for stage, i, step in opened.reads()])
+        begun = time.monotonic()
+        with _explained(opened.stage, index):
+            opened.read_ahead()
+        return _Ready(index, opened, time.monotonic() - begun)
+
+    def _inputs(
+        self, stage: PlannedStage, index: int
+    ) -> Iterator[tuple[PlannedStage, tuple[int, ...]]]:
+        """Yield the stages that a chunk reads, and which of their chunks."""
+        for name, read in zip(stage.inputs, stage.chunks[index].reads, strict=True):
+            yield self.plan.by_name[name], read
+
+    def _delete_behind(self, stage: PlannedStage, index: int) -> None:
+        for upstream, read in self._inputs(stage, index):
             if not upstream.transient:
                 continue
-            for read in stage.chunks[index].reads[position]:
-                readers = set(self.plan.readers(name, read))
+            for other in read:
+                readers = set(self.plan.readers(upstream.name, other))
                 if readers == self.store.present(readers):
-                    self.store.delete(upstream.chunks[read].key)
-                    self.delete_behind(upstream, read)
-
-    def _make_inputs(self, stage: PlannedStage, chunk: PlannedChunk) -> None:
-        for position, name in enumerate(stage.inputs):
-            upstream = self.plan.by_name[name]
-            if upstream.transient:
-                for read in chunk.reads[position]:
-                    self.finish(upstream, read)
+                    self.store.delete(upstream.chunks[other].key)
+                    self._delete_behind(upstream, other)
 
     def _reuse(self, stage: PlannedStage, chunk: PlannedChunk, index: int) -> bool:
         if not _is_done(self.store, chunk.key):
             return False
         self.journal.note("chunk_reused", stage.name, chunk.key, index)
+        self._delete_behind(stage, index)
         return True
+
+    def _lease(self, chunk: PlannedChunk) -> AbstractContextManager[Lease]:
+        return lease(
+            self.store,
+            f"chunk-{chunk.key[:40]}",
+            stop=lambda: self.flights.abandoned or stop_requested(),
+        )
+
+
+def _check_stop(stage: PlannedStage, index: int) -> None:
+    if stop_requested():
+        raise InterruptedRunError(f"stopped before chunk {index} of stage {stage.name!r}")
 
 
 def _is_done(store: Store, key: str) -> bool:
@@ -162,12 +245,13 @@ def _is_done(store: Store, key: str) -> bool:
         return False
 
 
-def _compute(chunk: OpenChunk, index: int) -> Array:
-    where = (
-        f"stage {chunk.stage.name!r}, chunk {index} (frames {chunk.chunk.start}-{chunk.chunk.stop})"
-    )
+@contextmanager
+def _explained(stage: PlannedStage, index: int) -> Iterator[None]:
+    """Say of an error that nobody foresaw where it came up."""
+    chunk = stage.chunks[index]
+    where = f"stage {stage.name!r}, chunk {index} (frames {chunk.start}-{chunk.stop})"
     try:
-        return STAGES[chunk.stage.op](chunk)
+        yield
     except LatentloomError:
         raise
     except MemoryError as error:
@@ -186,21 +270,30 @@ def _compute(chunk: OpenChunk, index: int) -> Array:
         ) from error
 
 
-def _report(opened: OpenChunk, index: int, seconds: float, journal: _Journal) -> None:
-    stage, chunk, peak = opened.stage, opened.chunk, peak_rss_bytes()
-    detail = {"peak_bytes": peak, **opened.notes}
+def _report(done: _Computed, commit_seconds: float, journal: Journal) -> None:
+    opened, peak = done.chunk, peak_rss_bytes()
+    stage, chunk = opened.stage, opened.chunk
+    detail: dict[str, JsonValue] = {
+        "peak_bytes": peak,
+        "read_seconds": done.read_seconds,
+        "compute_seconds": done.compute_seconds,
+        "commit_seconds": commit_seconds,
+        **opened.notes,
+    }
     if opened.step is not None:
         detail["step"] = opened.step
-    journal.note("chunk_computed", stage.name, chunk.key, index, seconds=seconds, detail=detail)
+    journal.note(
+        "chunk_computed", stage.name, chunk.key, done.index, seconds=done.seconds, detail=detail
+    )
     _log.info(
         "%s%s chunk %d/%d frames %d-%d %.2f s peak %d MiB",
         stage.name,
         "" if opened.step is None else f" step {opened.step}",
-        index + 1,
+        done.index + 1,
         len(stage.chunks),
         chunk.start,
         chunk.stop,
-        seconds,
+        done.seconds,
         peak >> 20,
     )
 
@@ -209,51 +302,3 @@ def peak_rss_bytes() -> int:
     """Return the most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@dataclass
-class _Journal:
-    """Events on their way to the store, flushed now and then: history, not proof."""
-
-    store: Store
-    run_id: str
-    pending: list[Event] = field(default_factory=list)
-    flushed: float = field(default_factory=time.monotonic)
-
-    def note(
-        self,
-        kind: EventKind,
-        stage: str,
-        key: str,
-        index: int,
-        *,
-        seconds: float | None = None,
-        detail: dict[str, JsonValue] | None = None,
-    ) -> None:
-        """Keep one event, and write all that are kept every other second."""
-        self.pending.append(
-            Event(
-                time=time.time(),
-                kind=kind,
-                run=self.run_id,
-                stage=stage,
-                key=key,
-                index=index,
-                seconds=seconds,
-                worker=worker_name(),
-                detail=detail or {},
-            )
-        )
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is kept."""
-        if self.pending:
-            self.store.append_events(self.run_id, worker_name(), self.pending)
-        self.pending, self.flushed = [], time.monotonic()
-
-
-def worker_name() -> str:
-    """Name this process in events."""
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as nnf
 from numpy.typing import NDArray
 
+from latentloom.models.protocols import VAE
+from latentloom.ops.microbatch import in_micro_batches
+
 Array = NDArray[Any]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,6 +48,23 @@ def frames_to_array(frames: torch.Tensor, dtype: str) -> Array:
     top = float(np.iinfo(dtype).max)
     pixels = ((frames.detach().float().cpu() + 1) * (top / 2)).round().clamp(0, top)
     return np.ascontiguousarray(pixels.numpy().transpose(0, 2, 3, 1).astype(dtype))
+
+
+def decode_to_array(
+    vae: VAE, latents: torch.Tensor, size: tuple[int, int], dtype: str, micro_batch: int
+) -> Array:
+    """Decode latents ``(F, C, h, w)``, cut to height and width; one micro-batch at a time is float.
+
+    Returns:
+        Frames ``(F, H, W, 3)`` of uint8 or uint16.
+    """
+    height, width = size
+
+    def decode_part(part: torch.Tensor) -> torch.Tensor:
+        frames = vae.decode_latents(part)[..., :height, :width]
+        return torch.from_numpy(frames_to_array(frames, dtype))
+
+    return in_micro_batches(decode_part, micro_batch, latents).numpy()
 
 
 def pad_to(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

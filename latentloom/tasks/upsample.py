@@ -9,6 +9,7 @@ from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
 from latentloom.tasks.loading import embed
 from latentloom.tasks.tensors import Array, latents_to_array
+from latentloom.tasks.tiling import tiled_denoiser
 
 
 def upsample(chunk: OpenChunk) -> Array:
@@ -21,7 +22,7 @@ def upsample(chunk: OpenChunk) -> Array:
     large = draw_noise(chunk, chunk.stage.frame_shape).to(small.device)
     guided = stage.guidance_scale != 1
     predict = predictor(
-        upsampler.denoiser(stage.noise_level),
+        tiled_denoiser(upsampler.denoiser(stage.noise_level), stage.tiling, base.vae.downscale),
         embed(base, chunk.timed["prompt"]),
         negative=embed(base, chunk.timed["negative"]) if guided else None,
         guidance=stage.guidance_scale,

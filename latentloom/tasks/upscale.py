@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from latentloom.models.predict import predictor
-from latentloom.ops.microbatch import in_micro_batches
 from latentloom.ops.sampling import denoise
 from latentloom.schemas.stages import UpscaleStage
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
 from latentloom.tasks.loading import embed
-from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
+from latentloom.tasks.tensors import Array, decode_to_array, frames_to_tensor, pad_to
+from latentloom.tasks.tiling import tiled_denoiser, tiled_vae
 
 
 def upscale(chunk: OpenChunk) -> Array:
@@ -28,7 +28,7 @@ def upscale(chunk: OpenChunk) -> Array:
 
     guided = stage.guidance_scale != 1
     predict = predictor(
-        model.denoiser(stage.noise_level),
+        tiled_denoiser(model.denoiser(stage.noise_level), stage.tiling, model.vae.downscale),
         embed(model, chunk.timed["prompt"]),
         negative=embed(model, chunk.timed["negative"]) if guided else None,
         guidance=stage.guidance_scale,
@@ -36,6 +36,6 @@ def upscale(chunk: OpenChunk) -> Array:
         micro_batch=chunk.micro_batch,
     )
     latents = denoise(noise, predict, sampler)
-    large = in_micro_batches(model.vae.decode_latents, chunk.micro_batch, latents)
-    factor = model.vae.downscale
-    return frames_to_array(large[..., : factor * height, : factor * width], chunk.dtype)
+    large = (model.vae.downscale * height, model.vae.downscale * width)
+    vae = tiled_vae(model.vae, stage.tiling)
+    return decode_to_array(vae, latents, large, chunk.dtype, chunk.micro_batch)

@@ -13,7 +13,7 @@ from latentloom.schemas.conditions import IPAdapterUse
 from latentloom.schemas.edits import EditStage, ReferencedEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
-from latentloom.tasks.tensors import Array, frames_to_array, frames_to_tensor, pad_to
+from latentloom.tasks.tensors import Array, decode_to_array, frames_to_tensor, pad_to
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Canvas:
     def decode(self, latents: torch.Tensor) -> Array:
         """Decode latents to frames, and cut off what was padded."""
         height, width, _ = self.chunk.stage.frame_shape
-        frames = in_micro_batches(self.model.vae.decode_latents, self.chunk.micro_batch, latents)
-        return frames_to_array(frames[..., :height, :width], self.chunk.dtype)
+        return decode_to_array(
+            self.model.vae, latents, (height, width), self.chunk.dtype, self.chunk.micro_batch
+        )
 
 
 def _shown(
