@@ -38,6 +38,7 @@ from latentloom.flows.archive import (
     scan,
     write_record,
 )
+from latentloom.flows.credentials import use_credentials
 from latentloom.flows.crew import Crew, Job, Outcome, crew
 from latentloom.flows.engine import cuda_devices
 from latentloom.flows.interruption import listen_again
@@ -116,6 +117,7 @@ def edit_archive(
     roots: list[str] | None = None,
     defaults: dict[str, dict[str, Any]] | None = None,
     machines: int = 1,
+    credentials: str | None = None,
     helps: str | None = None,
 ) -> Any:
     """Edit the videos of a batch file that are not done.
@@ -129,6 +131,7 @@ def edit_archive(
         defaults: Recipe fields for those that neither the recipe nor its overrides set.
         machines: Flow runs that share the videos, this one included; for deployments, whose workers take
             the others.
+        credentials: Name of a Secret block with options for remote files; by default the environment's.
         helps: Id of the scan that this flow run was started to help with.
 
     Returns:
@@ -136,6 +139,7 @@ def edit_archive(
         ``min_success_ratio`` asks for.
     """
     with announced(ending_of_batch(batch, store)) as ending:
+        use_credentials(credentials)
         opened = Store.open(store)
         paths = [Path(root) for root in roots or ()]
         scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
