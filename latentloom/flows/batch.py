@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from latentloom.flows.crew import Crew, Job, Outcome, crew
 from latentloom.flows.engine import cuda_devices
 from latentloom.flows.interruption import listen_again
 from latentloom.flows.notify import Ending, announced, ending_of_batch
+from latentloom.flows.outage import outlast
 from latentloom.flows.sharing import Share, alone, at_work, invite, mark_crashed
 from latentloom.schemas.batch import VideoRecord
 from latentloom.storage.leases import Lease
@@ -193,11 +195,13 @@ def _concluded(scanned: Scan, tally: Tally) -> Any:
         for r in tally.failures
     ]
     summary = _summary(tally)
-    create_table_artifact(
+    show = partial(
+        create_table_artifact,
         table=rows or [{"video": "all", "state": "done", "exit code": 0, "error": ""}],
         key=f"batch-{batch.name}".lower().replace("_", "-"),
         description=summary,
     )
+    outlast(show)
     facts = tally.facts(batch.name, "failed" if failed else "finished")
     enough = tally.done >= batch.min_success_ratio * tally.total
     kind = Failed if failed and (not enough or not tally.done) else Completed

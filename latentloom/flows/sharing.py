@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from prefect import get_client
@@ -26,6 +27,7 @@ from prefect.states import Crashed
 
 from latentloom.errors import HeldError, UsageError
 from latentloom.flows.archive import Video, current, read_record
+from latentloom.flows.outage import outlast
 from latentloom.schemas.batch import VideoRecord
 from latentloom.storage.leases import Lease, holder, is_held, lease, try_lease
 from latentloom.storage.store import Store
@@ -100,7 +102,11 @@ def invite(machines: int, scan: str) -> None:
         raise UsageError("machines is for runs of a deployment; use `latentloom submit`")
     given = {**flow_run.get_parameters(), "helps": scan}
     for _ in range(machines):
-        run_deployment(UUID(str(deployment.id)), parameters=given, timeout=0, as_subflow=False)
+        outlast(lambda: _start(UUID(str(deployment.id)), given))
+
+
+def _start(name: UUID, parameters: dict[str, Any]) -> None:
+    run_deployment(name, parameters=parameters, timeout=0, as_subflow=False)
 
 
 @contextmanager
@@ -111,28 +117,43 @@ def at_work(store: Store, batch: str) -> Iterator[tuple[str, ...]]:
         Tags for the flow runs of its videos, which die with it.
     """
     tags = (_tag(batch), f"{_BY}{flow_run.id}")
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(str(flow_run.id)), tags={*flow_run.tags, *tags})
-    with lease(store, _life(str(flow_run.id)), stop=stop_requested):
+    outlast(lambda: _add_tags(tags))
+    with lease(store, _life(_own_id()), stop=stop_requested):
         yield tags
+    # A flow run whose end the server missed has none that would tell it later.
+    mark_crashed(store, batch)
+
+
+def _add_tags(tags: tuple[str, ...]) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(_own_id(), tags={*flow_run.tags, *tags})
 
 
 def mark_crashed(store: Store, batch: str) -> None:
-    """Tell the server of flow runs of a batch whose processes died."""
+    """Tell the server of flow runs of a batch whose processes died or went on; not of the one at hand."""
+    outlast(lambda: _mark_crashed(store, batch))
+
+
+def _mark_crashed(store: Store, batch: str) -> None:
     still = FlowRunFilter(
         tags=FlowRunFilterTags(all_=[_tag(batch)]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_STILL))),
     )
     with get_client(sync_client=True) as client:
         for found in client.read_flow_runs(flow_run_filter=still):
-            owners = [tag.removeprefix(_BY) for tag in found.tags if tag.startswith(_BY)]
-            if not any(is_held(store, _life(owner)) for owner in owners):
+            owners = [UUID(tag.removeprefix(_BY)) for tag in found.tags if tag.startswith(_BY)]
+            alive = any(is_held(store, _life(owner)) for owner in owners)
+            if not alive and found.id != _own_id():
                 client.set_flow_run_state(found.id, Crashed(message="its process died"), force=True)
+
+
+def _own_id() -> UUID:
+    return UUID(str(flow_run.id))
 
 
 def _tag(batch: str) -> str:
     return f"batch:{batch}"
 
 
-def _life(owner: str) -> str:
+def _life(owner: UUID) -> str:
     return f"flow-run-{owner}"

@@ -132,6 +132,8 @@ class Server:
             "PREFECT_API_URL": self.url,
             "PREFECT_API_AUTH_STRING": AUTHORITY,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # As docs/operations.md advises: enough for a server that is restarted on a busy machine.
+            "PREFECT_CLIENT_MAX_RETRIES": "8",
             "DO_NOT_TRACK": "1",
             "NO_PROXY": LOOPBACK,
             "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])]),

@@ -88,11 +88,11 @@ class Service:
         """What opens the bucket; workers find it in a block of the server."""
         return {**SECRETS, "endpoint_url": self.endpoint}
 
-    def call(self, *arguments: str) -> str:
+    def call(self, *arguments: str, cwd: Path | None = None) -> str:
         """Run a program of the environment to its end."""
         ended = subprocess.run(
             [sys.executable, "-m", *arguments],
-            cwd=self.folder,
+            cwd=cwd or self.folder,
             env=self.server.client_env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -108,7 +108,12 @@ class Service:
         self.call("tests.integration.save_block", BLOCK, secrets)
         self.call("prefect", "work-pool", "create", "--type", "process", "latentloom")
         project = Path(__file__).parents[2] / "prefect.yaml"
-        self.call("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project))
+        # No worker may depend on the folder of whoever deployed.
+        desk = self.folder / "desk"
+        desk.mkdir()
+        deploy = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project))
+        self.call(*deploy, cwd=desk)
+        desk.rmdir()
 
     def worker(self, name: str) -> Process:
         """Start a worker with one slot, as on a machine of its own."""
