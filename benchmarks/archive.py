@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from latentloom.flows.archive import Scan, output_version, scan, write_record
+from latentloom.flows.archive import Scan, Template, output_version, scan, write_record
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.example import SCENE
 from latentloom.flows.execute import execute
@@ -90,7 +90,7 @@ def measure(folder: Path, num_files: int, num_videos: int, parallel: int) -> dic
     finish(store, scanned)
     again_seconds, scanned = timed_scan(store, batch)
     assert not scanned.todo
-    plain_seconds = time_plain(folder, clips[:NUM_PLAIN])
+    plain_seconds = time_plain(folder, scanned.template, clips[:NUM_PLAIN])
     return {
         "files": num_files,
         "scan_of_new_files_seconds": first_seconds,
@@ -152,24 +152,19 @@ def finish(store: Store, scanned: Scan) -> None:
         write_record(store, scanned.batch.name, video.record.model_copy(update=done))
 
 
-def time_plain(folder: Path, clips: list[Path]) -> float:
+def time_plain(folder: Path, template: Template, clips: list[Path]) -> float:
     """Return the seconds that a video takes in this process without Prefect, once models are loaded."""
     store = Store.open(str(folder / "plain"))
     ended = []
     for clip in clips:
         begun = time.perf_counter()
-        recipe = template_recipe(store, folder, clip)
+        output = folder / "plain-out" / clip.name
+        recipe = template.recipe(str(clip), str(output), ())
         plan = compile_plan(recipe, resolve(recipe, store))
         execute(store, plan, register(store, plan))
         ended.append(time.perf_counter() - begun)
     # The first one loads what the others use.
     return sum(ended[1:]) / (len(ended) - 1)
-
-
-def template_recipe(store: Store, folder: Path, clip: Path) -> Any:
-    """Return the recipe of one clip, as a worker of the batch builds it."""
-    scanned = scan(store, folder / "all.yaml", roots=[folder])
-    return scanned.template.recipe(str(clip), str(folder / "plain-out" / clip.name), ())
 
 
 def run_batch(
