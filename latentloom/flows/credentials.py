@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import cast
 
 import httpx
+from pydantic import JsonValue
 
 from latentloom.errors import LatentloomError, UsageError
 from latentloom.flows.environment import quiet_environment
+from latentloom.schemas.settings import read_settings
 from latentloom.storage.credentials import use_options
 
 VARIABLE = "LATENTLOOM_CREDENTIALS"
@@ -20,13 +23,13 @@ def use_credentials(block: str | None = None) -> None:
 
     Args:
         block: Name of the block, a JSON object of fsspec options by scheme; by default the one that the
-            environment names, if it does.
+            environment or this machine's config file names, if any.
 
     Raises:
         UsageError: If the server has no such block, or it holds something else.
         LatentloomError: If the server cannot be reached.
     """
-    name = block or os.environ.get(VARIABLE)
+    name = block or os.environ.get(VARIABLE) or read_settings().credentials
     if not name:
         return
     quiet_environment()
@@ -35,7 +38,8 @@ def use_credentials(block: str | None = None) -> None:
     from prefect.blocks.system import Secret
 
     try:
-        found = Secret.load(name).get()
+        # A coroutine only where an event loop runs.
+        found = cast("Secret[JsonValue]", Secret.load(name)).get()
     except ValueError as error:
         raise UsageError(
             f"the server has no Secret block {name!r} with credentials; make it in its UI"

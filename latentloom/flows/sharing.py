@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment, flow_run
 from prefect.states import Crashed
@@ -106,7 +107,10 @@ def invite(machines: int, scan: str) -> None:
 
 
 def _start(name: UUID, parameters: dict[str, Any]) -> None:
-    run_deployment(name, parameters=parameters, timeout=0, as_subflow=False)
+    context = FlowRunContext.get()
+    own = None if context is None else context.flow_run
+    queue = None if own is None else own.work_queue_name
+    run_deployment(name, parameters=parameters, timeout=0, as_subflow=False, work_queue_name=queue)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 
-import fsspec.config  # type: ignore[import-untyped]
+import fsspec.config
 from pydantic import JsonValue
 
 from latentloom.errors import UsageError

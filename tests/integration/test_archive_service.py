@@ -71,7 +71,7 @@ class Service:
         self.store = f"s3://{BUCKET}/store"
 
     def _start_s3(self) -> Any:
-        import s3fs  # type: ignore[import-untyped]
+        import s3fs
         from moto.server import ThreadedMotoServer
 
         server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 
-import fsspec.config  # type: ignore[import-untyped]
+import fsspec.config
 import pytest
+from pydantic import JsonValue
 
 from latentloom.errors import StoreError, UsageError
 from latentloom.storage.credentials import use_options
@@ -20,7 +21,7 @@ OPEN = "import sys; from latentloom.storage.store import Store; Store.open(sys.a
 def test_options_open_a_store_here_and_in_child_processes(
     s3_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs  # type: ignore[import-untyped]
+    import s3fs
 
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.setenv("FSSPEC_S3", "{}")
@@ -30,7 +31,11 @@ def test_options_open_a_store_here_and_in_child_processes(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     s3fs.S3FileSystem.clear_instance_cache()
 
-    secrets = {"key": "testing", "secret": "testing", "endpoint_url": endpoint}
+    secrets: dict[str, JsonValue] = {
+        "key": "testing",
+        "secret": "testing",
+        "endpoint_url": endpoint,
+    }
     use_options({"s3": secrets}, source="block night")
     assert Store.open(s3_uri).runs() == []
     subprocess.run([sys.executable, "-c", OPEN, s3_uri], check=True, timeout=120)
