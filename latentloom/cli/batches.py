@@ -75,11 +75,21 @@ def batch(
         raise error
 
 
+machines_option = click.option(
+    "--machines",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Workers of the pool that share the videos of a batch.",
+)
+
+
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @overrides_argument
 @click.option("--deployment", metavar="FLOW/NAME", help="Where to hand it; by what the file is.")
 @queue_option
+@machines_option
 @store_option
 @json_option
 def submit(
@@ -87,6 +97,7 @@ def submit(
     overrides: Sequence[str],
     deployment: str | None,
     queue: str | None,
+    machines: int,
     store: str,
     as_json: bool,
 ) -> None:
@@ -99,7 +110,10 @@ def submit(
         if overrides:
             raise UsageError(f"{file} is a batch; overrides are a field of it")
         load_batch(file)
-        made = submit_batch(file, store, deployment=deployment or EDIT_ARCHIVE, queue=queue)
+        chosen = deployment or EDIT_ARCHIVE
+        made = submit_batch(file, store, deployment=chosen, queue=queue, machines=machines)
+    elif machines > 1:
+        raise UsageError(f"{file} is a recipe; --machines shares the videos of a batch")
     else:
         made = submit_recipe(
             load(file, overrides), store, deployment=deployment or EDIT_VIDEO, queue=queue
@@ -117,6 +131,7 @@ def submit(
 @click.option("--interval", type=float, metavar="SECONDS", help="Schedule by seconds.")
 @click.option("--work-pool", default="latentloom", show_default=True, help="Whose workers run it.")
 @queue_option
+@machines_option
 @store_option
 def deploy(
     batch: Path,
@@ -124,6 +139,7 @@ def deploy(
     interval: float | None,
     work_pool: str,
     queue: str | None,
+    machines: int,
     store: str,
 ) -> None:
     """Deploy a batch on a schedule; a tick that finds the one before at work does nothing."""
@@ -142,6 +158,7 @@ def deploy(
         interval_seconds=interval,
         work_pool=work_pool,
         queue=queue,
+        machines=machines,
     )
     click.echo(name)
     click.echo(f"a worker runs it: prefect worker start --pool {work_pool}", err=True)

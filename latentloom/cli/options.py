@@ -22,13 +22,38 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
-store_option = click.option(
-    "--store",
-    default=".latentloom",
-    show_default=True,
-    envvar="LATENTLOOM_STORE",
-    help="Where chunks and runs lie: a path or an fsspec URI.",
-)
+_CREDENTIALS = "LATENTLOOM_CREDENTIALS"
+
+
+def store_option(command: Command) -> Command:
+    """Add the option that names a store, and the one that says how to open a remote one."""
+    named = click.option(
+        "--store",
+        default=".latentloom",
+        show_default=True,
+        envvar="LATENTLOOM_STORE",
+        help="Where chunks and runs lie: a path or an fsspec URI.",
+    )
+    credentials = click.option(
+        "--credentials",
+        metavar="BLOCK",
+        envvar=_CREDENTIALS,
+        expose_value=False,
+        callback=_use_credentials,
+        help="Secret block of the Prefect server with options for remote files.",
+    )
+    return named(credentials(command))
+
+
+def _use_credentials(_context: click.Context, _option: click.Parameter, block: str | None) -> None:
+    if block:
+        from latentloom.flows.credentials import use_credentials
+
+        # Those who hand work over name the block, too; nobody hands over what is in it.
+        os.environ[_CREDENTIALS] = block
+        use_credentials(block)
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="End stdout with one JSON object."
 )

@@ -126,7 +126,7 @@ def scan(
         recipe = digests.of(source.uri, output, texts)
         record = known.get(record_name(source.uri, output))
         _sort_in(
-            result, Video(source, output, texts, recipe, _current(record, source, output, recipe))
+            result, Video(source, output, texts, recipe, current(record, source, output, recipe))
         )
     _order(result)
     return result
@@ -140,6 +140,12 @@ def read_records(store: Store, batch: str) -> dict[str, VideoRecord]:
     }
 
 
+def read_record(store: Store, batch: str, video: Video) -> VideoRecord | None:
+    """Read what is known of one video by now."""
+    data = store.batch_file(batch, f"{video.name}.json")
+    return None if data is None else VideoRecord.model_validate_json(data)
+
+
 def write_record(store: Store, batch: str, record: VideoRecord) -> None:
     """Write what is known of a video."""
     name = f"{record_name(record.uri, record.output)}.json"
@@ -149,6 +155,15 @@ def write_record(store: Store, batch: str, record: VideoRecord) -> None:
 def record_name(uri: str, output: str) -> str:
     """Name the record of a video: another output is another video."""
     return digest([uri, output])[:40]
+
+
+def current(record: VideoRecord | None, source: FoundFile, output: str, recipe: str) -> VideoRecord:
+    """Return what is known of a video, begun anew if its source or recipe is another."""
+    if record is None or (record.source_version, record.recipe) != (source.version, recipe):
+        return VideoRecord(
+            uri=source.uri, output=output, source_version=source.version, recipe=recipe
+        )
+    return record
 
 
 def output_version(output: str) -> str:
@@ -304,17 +319,6 @@ class _Digests:
                 }
             )
         return self._known[overrides]
-
-
-def _current(
-    record: VideoRecord | None, source: FoundFile, output: str, recipe: str
-) -> VideoRecord:
-    """Return what is known of a video, begun anew if its source or recipe is another."""
-    if record is None or (record.source_version, record.recipe) != (source.version, recipe):
-        return VideoRecord(
-            uri=source.uri, output=output, source_version=source.version, recipe=recipe
-        )
-    return record
 
 
 def _sort_in(result: Scan, video: Video) -> None:

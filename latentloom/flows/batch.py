@@ -5,31 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, flow, get_client, task
+from prefect import Task, flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
-from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run, task_run
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
+from ulid import ULID
 
 from latentloom.errors import (
     BatchError,
-    HeldError,
     InterruptedRunError,
     LatentloomError,
     ResourceError,
@@ -43,16 +39,21 @@ from latentloom.flows.archive import (
     scan,
     write_record,
 )
+from latentloom.flows.credentials import use_credentials
 from latentloom.flows.crew import Crew, Job, Outcome, crew
 from latentloom.flows.engine import cuda_devices
 from latentloom.flows.interruption import listen_again
 from latentloom.flows.notify import Ending, announced, ending_of_batch
+from latentloom.flows.outage import outlast
+from latentloom.flows.sharing import Share, alone, at_work, invite, mark_crashed
 from latentloom.schemas.batch import VideoRecord
-from latentloom.storage.leases import lease
+from latentloom.storage.leases import Lease
 from latentloom.storage.store import Store
 from latentloom.tasks.stop import stop_requested
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""Between looks at videos that other machines work on."""
 _HELPED_BY_ANOTHER_TRY = (StageError, ResourceError, StoreError)
 _listeners: list[Callable[[Tally], None]] = []
 """Who is told whenever a video has ended; the command line's progress."""
@@ -117,6 +118,9 @@ def edit_archive(
     wait: bool = False,
     roots: list[str] | None = None,
     defaults: dict[str, dict[str, Any]] | None = None,
+    machines: int = 1,
+    credentials: str | None = None,
+    helps: str | None = None,
 ) -> Any:
     """Edit the videos of a batch file that are not done.
 
@@ -127,34 +131,46 @@ def edit_archive(
             finds one ends as completed, having done nothing.
         roots: More folders that the batch may point into.
         defaults: Recipe fields for those that neither the recipe nor its overrides set.
+        machines: Flow runs that share the videos, this one included; for deployments, whose workers take
+            the others.
+        credentials: Name of a Secret block with options for remote files; by default the environment's.
+        helps: Id of the scan that this flow run was started to help with.
 
     Returns:
         Counts and failures as plain data; the flow run is failed if videos failed and fewer are done than
         ``min_success_ratio`` asks for.
     """
     with announced(ending_of_batch(batch, store)) as ending:
+        use_credentials(credentials)
         opened = Store.open(store)
         paths = [Path(root) for root in roots or ()]
         scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
-        name = f"batch-{scanned.batch.name}"
-        with _alone(opened, name, wait=wait) as alone:
-            if not alone:
+        name = scanned.batch.name
+        if helps is not None:
+            ending.silent = True
+            return _help(scanned, Share(opened, name, helps, leads=False))
+        with alone(opened, name, wait=wait) as leads:
+            if not leads:
                 ending.silent = True
-                return Completed(message=f"batch {scanned.batch.name} is being worked on already")
+                return Completed(message=f"batch {name} is being worked on already")
             if wait:
                 scanned = scan(opened, Path(batch), roots=paths, defaults=defaults)
-            tally = _Archive(opened, scanned).work()
+            tally = _lead(scanned, Share(opened, name, str(ULID()), leads=True), machines)
             _tell_of(ending, scanned, tally)
             return _concluded(scanned, tally)
 
 
-@contextmanager
-def _alone(store: Store, name: str, *, wait: bool) -> Iterator[bool]:
-    try:
-        with lease(store, name, wait=wait, stop=stop_requested):
-            yield True
-    except HeldError:
-        yield False
+def _lead(scanned: Scan, share: Share, machines: int) -> Tally:
+    mark_crashed(share.store, share.batch)
+    invite(min(machines, len(scanned.todo)) - 1, share.scan)
+    with at_work(share.store, share.batch) as tags:
+        return _Archive(scanned, share, tags).work()
+
+
+def _help(scanned: Scan, share: Share) -> Any:
+    with at_work(share.store, share.batch) as tags:
+        tally = _Archive(scanned, share, tags).work()
+    return Completed(message=f"helped; {tally.done} of {tally.total} done")
 
 
 def _tell_of(ending: Ending, scanned: Scan, tally: Tally) -> None:
@@ -179,11 +195,13 @@ def _concluded(scanned: Scan, tally: Tally) -> Any:
         for r in tally.failures
     ]
     summary = _summary(tally)
-    create_table_artifact(
+    show = partial(
+        create_table_artifact,
         table=rows or [{"video": "all", "state": "done", "exit code": 0, "error": ""}],
         key=f"batch-{batch.name}".lower().replace("_", "-"),
         description=summary,
     )
+    outlast(show)
     facts = tally.facts(batch.name, "failed" if failed else "finished")
     enough = tally.done >= batch.min_success_ratio * tally.total
     kind = Failed if failed and (not enough or not tally.done) else Completed
@@ -193,8 +211,9 @@ def _concluded(scanned: Scan, tally: Tally) -> Any:
 class _Archive:
     """A batch at work."""
 
-    def __init__(self, store: Store, scanned: Scan) -> None:
-        self.store, self.scan, self.batch = store, scanned, scanned.batch
+    def __init__(self, scanned: Scan, share: Share, tags: Sequence[str]) -> None:
+        self.scan, self.batch = scanned, scanned.batch
+        self.share, self.store, self.tags = share, share.store, tags
         self.tally = Tally(
             total=scanned.total,
             done=len(scanned.done),
@@ -202,11 +221,12 @@ class _Archive:
             left=len(scanned.todo),
             failures=[video.record for video in scanned.quarantined],
         )
+        self._waiting = deque(scanned.todo)
+        self._look_again = 0.0
 
     def work(self) -> Tally:
         """Edit what is to do, so many at once, until all has ended or too much has failed."""
         begun = time.monotonic()
-        mark_crashed(self.batch.name)
         for video in self.scan.quarantined:
             if video.record.state != "quarantined":
                 self._write(video.record.model_copy(update={"state": "quarantined"}))
@@ -225,28 +245,51 @@ class _Archive:
         return self.tally
 
     def _edit_all(self, hands: Crew, workers: int) -> None:
-        waiting = iter(self.scan.todo)
-        running: dict[Future[Outcome], Video] = {}
+        running: dict[Future[Outcome], tuple[Video, Lease]] = {}
         edit_one = self._task(hands, workers)
         with ThreadPoolExecutor(workers, thread_name_prefix="video") as threads:
-            while True:
-                while len(running) < workers and self._goes_on() and (video := next(waiting, None)):
-                    self._write(video.record.model_copy(update=_at_work()))
+            while running or (self._waiting and self._goes_on()):
+                while len(running) < workers and (taken := self._take()) is not None:
+                    video, _ = taken
+                    self._write(video.record.model_copy(update=self._at_work()))
                     call = copy_context().run
                     future = threads.submit(call, edit_one, video.source.uri, video.output)
-                    running[future] = video
-                if not running:
-                    return
-                ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                listen_again()
-                for future in ended:
-                    self._end(running.pop(future), future)
+                    running[future] = taken
+                self._await(running)
+
+    def _take(self) -> tuple[Video, Lease] | None:
+        """Return the next video that no other machine works on; count those that have ended there."""
+        if time.monotonic() < self._look_again:
+            return None
+        for _ in range(len(self._waiting)):
+            if not self._goes_on():
+                return None
+            video = self._waiting.popleft()
+            claimed = self.share.claim(video)
+            if isinstance(claimed, VideoRecord):
+                self._count(claimed)
+            elif claimed is not None:
+                return video, claimed
+            else:
+                self._waiting.append(video)
+        self._look_again = time.monotonic() + LOOK_SECONDS
+        return None
+
+    def _await(self, running: dict[Future[Outcome], tuple[Video, Lease]]) -> None:
+        ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        listen_again()
+        for future in ended:
+            video, taken = running.pop(future)
+            with taken:
+                self._end(video, future)
+        if not running and self._waiting:
+            time.sleep(POLL_SECONDS)
 
     def _goes_on(self) -> bool:
         batch, failed = self.batch, self.tally.failed
         if stop_requested() or (failed and batch.on_failure == "stop"):
             return False
-        return batch.max_failures is None or failed < batch.max_failures
+        return (batch.max_failures is None or failed < batch.max_failures) and self.share.goes_on()
 
     def _task(self, hands: Crew, workers: int) -> Task[[str, str], Outcome]:
         """Return the Prefect task that has one video edited by a worker."""
@@ -269,7 +312,7 @@ class _Archive:
                 output=output,
                 overrides=videos[source, output].overrides,
                 workers=workers,
-                tags=(_tag(self.batch.name),),
+                tags=tuple(self.tags),
                 parent_task_run=str(task_run.id),
             )
             return hands.edit(job)
@@ -286,17 +329,13 @@ class _Archive:
             record = self._failed(video, error)
         else:
             record = video.record.model_copy(update=_done(video, outcome))
-            self.tally.done += 1
-            self.tally.edited += 1
-        self.tally.left -= 1
-        self.tally.last = record
+        record = record.model_copy(update={"scan": self.share.scan})
         self._write(record)
-        for listener in _listeners:
-            listener(self.tally)
+        self._count(record)
 
     def _failed(self, video: Video, error: Exception) -> VideoRecord:
         attempts = video.record.attempts + 1
-        record = video.record.model_copy(
+        return video.record.model_copy(
             update={
                 "state": "quarantined" if attempts >= self.batch.max_attempts else "failed",
                 "attempts": attempts,
@@ -304,9 +343,23 @@ class _Archive:
                 "exit_code": error.exit_code if isinstance(error, LatentloomError) else 1,
             }
         )
-        self.tally.failed += 1
-        self.tally.failures.append(record)
-        return record
+
+    def _count(self, record: VideoRecord) -> None:
+        """Count a video that has ended in this scan, on whichever machine."""
+        if record.state == "done":
+            self.tally.done += 1
+            self.tally.edited += 1
+        else:
+            self.tally.failed += 1
+            self.tally.failures.append(record)
+        self.tally.left -= 1
+        self.tally.last = record
+        for listener in _listeners:
+            listener(self.tally)
+
+    def _at_work(self) -> Mapping[str, Any]:
+        now = {"host": socket.gethostname(), "pid": os.getpid(), "scan": self.share.scan}
+        return {"state": "running", "error": None, **now}
 
     def _write(self, record: VideoRecord) -> None:
         write_record(
@@ -314,31 +367,10 @@ class _Archive:
         )
 
 
-def mark_crashed(batch: str) -> None:
-    """Tell the server of flow runs whose processes died; call it while nobody else works on the batch."""
-    still = FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[_tag(batch)]),
-        state=FlowRunFilterState(
-            type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
-        ),
-    )
-    with get_client(sync_client=True) as client:
-        for found in client.read_flow_runs(flow_run_filter=still):
-            client.set_flow_run_state(found.id, Crashed(message="its process died"), force=True)
-
-
-def _tag(batch: str) -> str:
-    return f"batch:{batch}"
-
-
 def _another_try_can_help(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     unforeseen = not isinstance(error, LatentloomError)
     return not stop_requested() and (unforeseen or isinstance(error, _HELPED_BY_ANOTHER_TRY))
-
-
-def _at_work() -> Mapping[str, Any]:
-    return {"state": "running", "host": socket.gethostname(), "pid": os.getpid(), "error": None}
 
 
 def _done(video: Video, outcome: Outcome) -> Mapping[str, Any]:

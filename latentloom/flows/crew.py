@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -108,9 +109,23 @@ def crew(workers: int, threads: int, *, devices: Sequence[str] = ()) -> Iterator
 
 
 def edit_video(job: Job) -> Outcome:
-    """Edit a video in this process, as a flow run of the server in force."""
+    """Edit a video in this process, as a flow run of the server in force.
+
+    Raises:
+        LatentloomError: What went wrong. An error of a library may not pickle, and would break the crew.
+    """
+    try:
+        return _edit(job)
+    except LatentloomError:
+        raise
+    except Exception as error:
+        raise StageError(f"{job.source}: {type(error).__name__}: {error}") from error
+
+
+def _edit(job: Job) -> Outcome:
     from latentloom.flows.compile import compile_plan
     from latentloom.flows.edit import run_registered
+    from latentloom.flows.outage import outlast
     from latentloom.flows.resolve import resolve
     from latentloom.flows.runs import register
     from latentloom.schemas.base import readable
@@ -127,10 +142,11 @@ def edit_video(job: Job) -> Outcome:
             f" the limit is {readable(limit)}; lower max_parallel, or raise limits.memory"
         )
     state = register(store, plan)
+    run = partial(
+        run_registered, store.uri, state.run, tags=job.tags, parent_task_run=job.parent_task_run
+    )
     with prefect_settings():
-        ended, flow_run = run_registered(
-            store.uri, state.run, tags=job.tags, parent_task_run=job.parent_task_run
-        )
+        ended, flow_run = outlast(run)
     return Outcome(
         run=ended.run,
         flow_run=flow_run,

@@ -17,6 +17,7 @@ from ulid import ULID
 
 from latentloom.flows.batch import edit_archive
 from latentloom.flows.compile import compile_plan
+from latentloom.flows.credentials import use_credentials
 from latentloom.flows.edit import run_in_flow, thread_runner
 from latentloom.flows.engine import session
 from latentloom.flows.inspect import kept_keys
@@ -54,6 +55,7 @@ def edit_recipe(
     overrides: list[str] | None = None,
     run: str | None = None,
     overwrite: bool = False,
+    credentials: str | None = None,
 ) -> dict[str, Any]:
     """Edit the video of a recipe; a retry adopts the plan of the first try and resumes from its records.
 
@@ -63,6 +65,7 @@ def edit_recipe(
         overrides: ``key=value`` pairs; only for a path.
         run: Id for the run, a ULID; one made from the flow run's id by default.
         overwrite: Whether an output that is not ours may be replaced.
+        credentials: Name of a Secret block with options for remote files; by default the environment's.
 
     Returns:
         The run's state as plain data.
@@ -72,6 +75,7 @@ def edit_recipe(
     """
     run_id = run or str(ULID.from_uuid(UUID(str(flow_run.id))))
     with announced(Ending("run", run_id, _flow_run_name(), "(Retry this flow run)")) as ending:
+        use_credentials(credentials)
         opened = Store.open(store)
         if run_id not in opened.runs():
             loaded = load_recipe(recipe, overrides or ()) if isinstance(recipe, str) else recipe
@@ -96,16 +100,20 @@ def _run(store: Store, run: str) -> dict[str, Any]:
 
 
 @flow(name="prune-store", persist_result=False)
-def prune_store(store: str = ".latentloom", dry_run: bool = False) -> str:
+def prune_store(
+    store: str = ".latentloom", dry_run: bool = False, credentials: str | None = None
+) -> str:
     """Delete chunks that no registered run needs, and what killed runs left; nothing under a day old.
 
     Args:
         store: Path or URI of the store.
         dry_run: Only count.
+        credentials: Name of a Secret block with options for remote files; by default the environment's.
 
     Returns:
         What was freed, in words.
     """
+    use_credentials(credentials)
     opened = Store.open(store, create=False)
     pruned = prune(opened, keep=kept_keys(opened), dry_run=dry_run)
     freed = readable(sum(removed.bytes for removed in pruned.removed))

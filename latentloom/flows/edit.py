@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from uuid import UUID
 
 from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
 from prefect.states import Pending
@@ -34,6 +37,7 @@ from latentloom.tasks.group import work_through
 from latentloom.tasks.stop import working_for
 
 Tick = Callable[[], None]
+_KNOWN_SECONDS = 5.0
 _ticks: list[Tick] = []
 """What is called while a flow of this process waits; the command line's progress."""
 
@@ -138,11 +142,22 @@ def run_registered(
             edit_video,
             parameters=parameters,
             tags=tags,
-            parent_task_run_id=None if parent_task_run is None else UUID(parent_task_run),
+            parent_task_run_id=_known(client, parent_task_run),
             state=Pending(),
         )
     ended = run_flow(edit_video, flow_run=flow_run, parameters=parameters)
     return RunState.model_validate(ended), str(flow_run.id)
+
+
+def _known(client: SyncPrefectClient, task_run: str | None) -> UUID | None:
+    """Return a task run once the server has it: its event may come late, or be lost in an outage."""
+    deadline = time.monotonic() + _KNOWN_SECONDS
+    while task_run is not None and time.monotonic() < deadline:
+        try:
+            return client.read_task_run(UUID(task_run)).id
+        except ObjectNotFound:
+            time.sleep(0.1)
+    return None
 
 
 def flow_of(store: str, run: str, *, workers: int) -> Flow[..., dict[str, Any]]:

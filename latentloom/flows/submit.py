@@ -13,6 +13,7 @@ from typing import Any
 from ulid import ULID
 
 from latentloom.errors import LatentloomError, UsageError
+from latentloom.flows.credentials import VARIABLE as CREDENTIALS
 from latentloom.flows.environment import quiet_environment
 from latentloom.schemas.batch import Batch
 from latentloom.schemas.recipe import Recipe
@@ -53,8 +54,8 @@ def submit_recipe(
     run = str(ULID())
     parameters = {
         "recipe": recipe.model_dump(mode="json", exclude_unset=True),
-        "store": _absolute(store),
         "run": run,
+        **_opened_with(store),
     }
     return _submit(deployment, parameters, run, queue)
 
@@ -68,7 +69,7 @@ def submit_batch(
     **parameters: Any,
 ) -> Submitted:
     """Hand a batch file to a deployment; see ``submit_recipe``."""
-    given = {"batch": str(path.resolve()), "store": _absolute(store), **parameters}
+    given = {"batch": str(path.resolve()), **_opened_with(store), **parameters}
     return _submit(deployment, given, None, queue)
 
 
@@ -95,7 +96,7 @@ def schedule_batch(
     _need_server()
     from latentloom.flows.deployed import edit_archive
 
-    given = {"batch": str(path.resolve()), "store": _absolute(store), **parameters}
+    given = {"batch": str(path.resolve()), **_opened_with(store), **parameters}
     with _reached():
         deployment: Any = edit_archive.to_deployment(
             batch.name,
@@ -170,8 +171,11 @@ def _module_path() -> Any:
     return EntrypointType.MODULE_PATH
 
 
-def _absolute(store: str) -> str:
-    return store if "://" in store else str(Path(store).resolve())
+def _opened_with(store: str) -> dict[str, str]:
+    """Return the store, and the name of the block that holds its credentials, if any."""
+    place = store if "://" in store else str(Path(store).resolve())
+    block = os.environ.get(CREDENTIALS)
+    return {"store": place, **({"credentials": block} if block else {})}
 
 
 def _url(made: Any) -> str | None:

@@ -83,6 +83,8 @@ class VideoRecord(Schema):
     """What told versions of the output apart when it was published."""
     attempts: int = 0
     """Scans that failed on this source with this recipe."""
+    scan: str = ""
+    """The scan that took it up last."""
     run: str | None = None
     """The last run."""
     flow_run: str | None = None

@@ -40,6 +40,8 @@ class Settings(Schema):
 
     store: str | None = Field(default=None, min_length=1)
     """Where chunks and runs lie: a path or an fsspec URI."""
+    credentials: str | None = Field(default=None, min_length=1)
+    """Name of a Secret block on the Prefect server with options for remote files."""
     workers: int | None = Field(default=None, ge=1, le=256)
     """Worker processes of a run."""
     scheduler: str | None = Field(default=None, min_length=1)
@@ -65,7 +67,7 @@ class Settings(Schema):
         """Return the values of command-line options."""
         return {
             name: value
-            for name in ("store", "workers", "scheduler")
+            for name in ("store", "credentials", "workers", "scheduler")
             if (value := getattr(self, name)) is not None
         }
 

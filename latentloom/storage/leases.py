@@ -175,6 +175,14 @@ def holder(store: Store, name: str) -> Holder | None:
     return None if found is None else _holder(found)
 
 
+def is_held(store: Store, name: str) -> bool:
+    """Say whether a process that may be alive holds a lease."""
+    path = layout.lease_path(name)
+    with explained(store.uri, "read"):
+        found = _read(store, path)
+        return found is not None and not _has_expired(store, path, found)
+
+
 def expired_leases(store: Store) -> list[str]:
     """List the paths of leases whose holders are gone."""
     with explained(store.uri, "list"):

@@ -246,6 +246,14 @@ class Store:
         with explained(self.uri, "write"):
             self.backend.write(layout.batch_file_path(batch, name), data)
 
+    def batch_file(self, batch: str, name: str) -> bytes | None:
+        """Read what is known of one video, or None if nothing is."""
+        with explained(self.uri, "read"):
+            try:
+                return self.backend.read(layout.batch_file_path(batch, name))
+            except FileNotFoundError:
+                return None
+
     def batch_files(self, batch: str) -> dict[str, bytes]:
         """Read what is known of every video of a batch, by name."""
         with explained(self.uri, "read"):

@@ -14,6 +14,7 @@ from av.stream import Disposition
 
 from latentloom.errors import MediaError
 from latentloom.media import process
+from latentloom.media.child.index import are_fields
 from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 
@@ -156,6 +157,12 @@ def test_facts_of_the_stream(make_clip: Make) -> None:
     assert [(s.codec, s.text) for s in info.subtitles] == [("mov_text", True)]
     assert [c.title for c in info.chapters] == ["one", "two"]
     assert info.end_pts(30) - info.pts[29] == info.last_duration
+
+
+def test_frames_lost_in_a_row_are_damage_and_not_fields() -> None:
+    assert are_fields(list(range(16)), set(range(0, 16, 2)))
+    assert not are_fields(list(range(10)), {7, 8, 9})
+    assert not are_fields(list(range(16)), set(range(8, 16)))
 
 
 def test_interlaced_video_is_named(make_clip: Make) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import av
 from av.container import InputContainer
@@ -186,8 +186,17 @@ def _trusted_pts(packets: _Packets, head: list[_Decoded], codec: str) -> tuple[i
     last = max((at for at in decoded if at is not None), default=None)
     if last is None or not decoded <= set(pts):
         return None
-    in_head = sum(at <= last for at in pts)
-    return None if in_head >= 2 * len(decoded) - 1 and in_head > 2 else tuple(pts)
+    in_head = [at for at in pts if at <= last]
+    return None if len(in_head) > 2 and are_fields(in_head, decoded) else tuple(pts)
+
+
+def are_fields(pts: list[int], decoded: set[int | None]) -> bool:
+    """Tell whether every second packet gives a frame; damage takes frames one after the other instead."""
+    lost = max(
+        (len(list(run)) for shown, run in groupby(pts, decoded.__contains__) if not shown),
+        default=0,
+    )
+    return len(pts) >= 2 * len(decoded) - 1 and lost <= 2
 
 
 def _decoded_pts(
