@@ -56,9 +56,9 @@ def show_plan(console: Console, plan: Plan, need: Need, hits: Mapping[str, int])
 
 
 def _to_do(need: Need, name: str) -> str:
-    """Write how many chunks are to be made; where windows meet at every step, also at how many places."""
+    """Write how many chunks are to be made, and in how many steps of windows where these meet."""
     chunks, computed = len(need[name]), need.num_computed(name)
-    return str(chunks) if computed == chunks else f"{chunks} in {computed} steps"
+    return str(chunks) if computed == chunks else f"{chunks} ({computed} window steps)"
 
 
 def show_run(console: Console, state: RunState) -> None:
