@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from latentloom.flows.execute import execute
 from latentloom.flows.runs import read_plan, register
 from latentloom.media import process
-from latentloom.schemas.plan import Plan
+from latentloom.schemas.plan import Plan, PlannedStage
 from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import verify
 from latentloom.storage.store import Store
@@ -139,30 +140,41 @@ def test_killed_command_redoes_no_window_that_has_a_record(
     undisturbed, desk = desks
     undisturbed.run("run", "recipe.yaml")
     command = ["run", "recipe.yaml", "--workers", str(workers)]
-    killed = desk.start(*command)
     store = Store.open(str(desk.folder / ".latentloom"))
-    deadline = time.monotonic() + 120
-    while not store.runs():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    smooth = read_plan(store, store.runs()[0]).by_name["smooth"]
-    while len(store.present(smooth.keys_at(step))) < windows:
-        assert killed.poll() is None
-        assert time.monotonic() < deadline
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed = desk.start(*command)
+    try:
+        smooth = wait_for_windows(store, killed, step, windows)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate(timeout=60)
     places = [(s, i) for s in smooth.steps for i in range(len(smooth.chunks))]
     kept = {place for place in places if store.find(smooth.key_at(place[1], place[0]))}
-    begun = {name for run in store.runs() for name in store.event_files(run)}
+    seen = {name for run in store.runs() for name in store.event_files(run)}
     desk.run(*command)
     assert desk.output.read_bytes() == undisturbed.output.read_bytes()
     redone = {
         (event.detail["step"], event.index)
         for run in store.runs()
-        for name in set(store.event_files(run)) - begun
+        for name in set(store.event_files(run)) - seen
         for event in store.read_event_file(run, name)
         if event.kind == "chunk_computed" and event.stage == "smooth"
     }
     assert not redone & kept
     assert {place for place in places if place[0] > step + 1} <= redone | kept
     assert_no_strays(desk.folder)
+
+
+def wait_for_windows(
+    store: Store, running: subprocess.Popen[str], step: int, windows: int
+) -> PlannedStage:
+    """Wait until a run has taken so many windows to a step."""
+    deadline = time.monotonic() + 240
+    while not store.runs():
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    smooth = read_plan(store, store.runs()[0]).by_name["smooth"]
+    while len(store.present(smooth.keys_at(step))) < windows:
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+    return smooth
