@@ -11,19 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from latentloom.errors import UsageError
+from latentloom.errors import ResourceError, UsageError
 from latentloom.flows.execute import execute
 from latentloom.flows.inspect import kept_keys
+from latentloom.flows.launch import check_disk_until
 from latentloom.flows.preview import preview_path
 from latentloom.flows.runs import register
 from latentloom.flows.until import find_need_until, find_standing, find_stop, stopped_bytes
 from latentloom.models.schedulers import Sampler
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
+from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import prune, usage, verify
 from latentloom.storage.store import Store
 from latentloom.tasks.preview import sample_estimates
 from tests.runs import STAGES, compile_small, make_clip, run_here
+from tests.storage.faults import FailFrom
 
 NUM_STEPS, TAU, EVERY = 8, 4, 3
 FUSE = STAGES[2] | {"tau": TAU, "checkpoint_every": EVERY}
@@ -323,3 +326,34 @@ def test_picture_of_someone_else_is_not_replaced(clip: Path, store: Store, tmp_p
     without = compile_small(store, clip, None, stages=FUSED)
     with pytest.raises(UsageError, match="the recipe has none"):
         preview_path(without)
+
+
+def test_store_that_fills_up_on_the_way_is_one_error_and_goes_on_when_there_is_room(
+    clip: Path, tmp_path: Path
+) -> None:
+    expected = undisturbed(clip, tmp_path, stages=FUSED)
+    plan = compile_small(
+        Store.open(str(tmp_path / "counted")), clip, tmp_path / "edited.mp4", stages=FUSED
+    )
+    counted = FailFrom(LocalBackend(tmp_path / "counted"), 10**6)
+    stop_at(Store(counted), plan, "5")
+    for part in (0.6, 0.8, 0.9):
+        store = Store.open(str(tmp_path / f"full-{part}"))
+        full = Store(FailFrom(LocalBackend(tmp_path / f"full-{part}"), int(part * counted.writes)))
+        with pytest.raises(ResourceError):
+            stop_at(full, plan, "5")
+        assert stop_at(store, plan, "5").state == "previewed"
+    assert run_here(store, plan).state == "finished"
+    assert (tmp_path / "edited.mp4").read_bytes() == expected
+
+
+def test_stop_whose_states_do_not_fit_on_the_disk_is_refused(
+    clip: Path, store: Store, tmp_path: Path
+) -> None:
+    plan = compile_small(store, clip, tmp_path / "edited.mp4", stages=FUSED)
+    machine = plan.facts.machine.model_copy(update={"free_disk_bytes": 20_000})
+    facts = plan.facts.model_copy(update={"machine": machine})
+    small = plan.model_copy(update={"facts": facts})
+    with pytest.raises(ResourceError, match="states of all chunks"):
+        check_disk_until(store, small, find_stop(small, "5"))
+    check_disk_until(store, plan, find_stop(plan, "5"))
