@@ -141,6 +141,8 @@ def test_faults_of_a_recipe_are_printed_with_lines_and_exit_2(desk: Desk) -> Non
         (["run", "recipe.yaml", "output.uri=recipe.yaml"], 2, "not written to .yaml"),
         (["run", "recipe.yaml", "limits.memory=1MiB"], 7, "the limit is 1.0 MiB"),
         (["run", "recipe.yaml", "models.image.path=nowhere"], 2, "no model folder"),
+        (["run", "recipe.yaml", "--preview"], 2, "--until-step N"),
+        (["run", "recipe.yaml", "--until-step", "2", "--preview"], 2, "has 2 steps; give 1 to 1"),
         (["status", "--store", "nowhere"], 5, "nowhere"),
         (["plan", "recipe.yaml", "source.uri=file:///etc::zip://x"], 8, "::"),
         (["plan", "recipe.yaml", "output.uri=out/new.webm"], 2, ".webm"),
@@ -198,6 +200,24 @@ def test_run_kill_resume_and_change(desk: Desk) -> None:
     assert desk.json("du")["data"]["files"] > 0
     desk.run("forget", changed["run"])
     assert len(desk.json("status")["runs"]) == 2
+
+
+@pytest.mark.slow
+def test_run_is_previewed_and_goes_on(desk: Desk) -> None:
+    previewed = desk.json("run", "recipe.yaml", "--until-step", "1", "--preview")
+    assert previewed["state"] == "previewed"
+    assert previewed["until"] == {"stage": "fuse", "step": 1, "num_steps": 2}
+    assert previewed["next"] == f"latentloom resume {previewed['run']}"
+    assert Path(previewed["preview"]) == Path(f"{desk.output}.preview.png")
+    assert Path(previewed["preview"]).is_file()
+    assert not desk.output.exists()
+    assert desk.json("status", "latest")["state"] == "previewed"
+    ended = desk.json(*previewed["next"].split()[1:])
+    assert (ended["run"], ended["state"]) == (previewed["run"], "finished")
+    computed = {stage["name"]: stage["computed"] for stage in ended["stages"]}
+    assert (computed["encode"], computed["invert"]) == (0, 0)
+    assert computed["fuse"] > 0
+    assert probe(desk.output).num_frames == 24
 
 
 @pytest.mark.slow

@@ -80,6 +80,17 @@ def run_options(command: Command) -> Command:
         ),
         click.option("--no-wait", is_flag=True, help="Exit 6 if another process runs this plan."),
         click.option("--overwrite", is_flag=True, help="Replace an output that is not ours."),
+        click.option(
+            "--until-step",
+            metavar="[STAGE:]N",
+            help="Stop after N steps of a stage, by default the last one that denoises; without it the"
+            " same command goes on from there.",
+        ),
+        click.option(
+            "--preview",
+            is_flag=True,
+            help="Write <output>.preview.png: what every shot is about to become.",
+        ),
         json_option,
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

@@ -48,7 +48,8 @@ def validate(recipes: Sequence[Path]) -> None:
 def plan(recipe: Path, overrides: Sequence[str], store: str, as_json: bool) -> None:
     """Show what a recipe would compute: chunks, hits, memory and bytes."""
     from latentloom.flows.need import find_need
-    from latentloom.report.tables import show_plan
+    from latentloom.flows.recommend import recommend
+    from latentloom.report.tables import show_line, show_plan
 
     opened, compiled = compile_recipe_file(recipe, overrides, store)
     published = _is_published(compiled)
@@ -57,9 +58,13 @@ def plan(recipe: Path, overrides: Sequence[str], store: str, as_json: bool) -> N
     hits = {
         stage.name: sum(chunk.key in present for chunk in stage.chunks) for stage in compiled.stages
     }
-    show_plan(make_console(err=as_json), compiled, need, hits)
+    console, advice = make_console(err=as_json), recommend(compiled)
+    show_plan(console, compiled, need, hits)
+    if advice is not None:
+        show_line(console, advice.line)
     if as_json:
-        print_json(_plan_facts(compiled, need, hits, published=published))
+        facts = _plan_facts(compiled, need, hits, published=published)
+        print_json(facts | {"recommended": None if advice is None else advice.facts()})
 
 
 @click.command()

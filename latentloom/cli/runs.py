@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -231,6 +232,8 @@ def _run(
     scheduler: str | None,
     no_wait: bool,
     overwrite: bool,
+    until_step: str | None,
+    preview: bool,
     as_json: bool,
     notify: Sequence[str],
     notify_on: str | None,
@@ -251,9 +254,15 @@ def _run(
             wait=not no_wait,
             overwrite=overwrite,
             run_id=run_id,
+            until=until_step,
+            preview=preview,
             write=functools.partial(click.echo, err=True),
         )
     show_run(make_console(err=True), state)
+    if until_step is not None and state.state == "finished":
+        click.echo("its video is in place already, so there was nothing to stop in", err=True)
+    if state.state in ("stopped", "previewed"):
+        click.echo(f"to go on: the same command without --until-step, or {_next(state)}", err=True)
     if as_json:
         print_json(_run_facts(state))
     if error is not None:
@@ -262,8 +271,24 @@ def _run(
 
 def _run_facts(state: RunState) -> dict[str, Any]:
     stages = [stage.model_dump(mode="json") for stage in state.stages]
-    facts = {"run": state.run, "state": state.state, "output": state.output, "stages": stages}
+    facts: dict[str, Any] = {
+        "run": state.run,
+        "state": state.state,
+        "output": state.output,
+        "stages": stages,
+    }
+    if state.until is not None:
+        facts |= {"until": state.until.model_dump(mode="json"), "preview": state.preview}
+    if state.state in ("stopped", "previewed"):
+        facts["next"] = _next(state)
     return facts | ({"error": state.error} if state.error else {})
+
+
+def _next(state: RunState) -> str:
+    """Return the command that goes on with a run that was told to stop."""
+    store = click.get_current_context().params["store"]
+    named = "" if store == ".latentloom" else f" --store {shlex.quote(store)}"
+    return f"latentloom resume {state.run}{named}"
 
 
 @contextmanager

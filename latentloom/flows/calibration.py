@@ -22,6 +22,9 @@ SAMPLE_SECONDS = 0.25
 LOOK_FOR_CHILDREN_EVERY = 20
 """Samples between searches for new processes: a search reads all of /proc, a sample one file a process."""
 CACHE = ("calibration", "peak-bytes")
+SECONDS_CACHE = ("calibration", "seconds-per-frame")
+LEAST_CHUNKS = 4
+"""Chunks that a run must have computed of a stage for its speed to count: the first one loads models."""
 
 
 class TreeWatch:
@@ -103,3 +106,32 @@ def remember(store: Store, plan: Plan, peaks: Mapping[str, int]) -> None:
     merged = measured | {key: max(peak, measured.get(key, 0)) for key, peak in found.items()}
     if merged != measured:
         store.put_cached(*CACHE, dict(merged))
+
+
+def read_seconds(store: Store) -> dict[str, float]:
+    """Return the seconds a frame that earlier runs measured, by calibration key."""
+    cached = store.cached(*SECONDS_CACHE)
+    if not isinstance(cached, dict):
+        return {}
+    return {key: float(value) for key, value in cached.items() if isinstance(value, int | float)}
+
+
+def remember_seconds(
+    store: Store, plan: Plan, seconds: Mapping[str, float], computed: Mapping[str, int]
+) -> None:
+    """Keep the seconds a frame of those stages of which a run computed enough, the latest run's.
+
+    Args:
+        store: Where.
+        plan: The run's plan.
+        seconds: Wall time of each stage, by name.
+        computed: Chunks that the run computed, by name.
+    """
+    found = {}
+    for name, count in computed.items():
+        stage = plan.by_name[name]
+        if count >= LEAST_CHUNKS and stage.models and name in seconds:
+            frames = sum(chunk.num_frames for chunk in stage.chunks) / len(stage.chunks) * count
+            found[calibration_key(stage, plan.recipe)] = round(seconds[name] / frames, 6)
+    if found:
+        store.put_cached(*SECONDS_CACHE, dict(read_seconds(store) | found))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from latentloom.errors import RecipeError, ResourceError
 from latentloom.flows import estimate
@@ -23,6 +24,7 @@ from latentloom.flows.output import (
     plan_digest,
     segment_frames,
 )
+from latentloom.flows.recommend import recommend
 from latentloom.flows.shots import Shot, find_cut, plan_shots
 from latentloom.flows.texts import unread_ends
 from latentloom.flows.tiles import tiling_hint
@@ -159,10 +161,8 @@ class _Draft:
         chunks: list[PlannedChunk] = []
         for shot, span in self._spans(bound, cells):
             chunks.append(self._chunk(cells, inputs, span, shot, chunks))
-        item = estimate.ITEM_BYTES["float32" if bound.dtype is None else bound.dtype]
-        frame_bytes = item
-        for length in bound.frame_shape:
-            frame_bytes *= length
+        dtype = bound.dtype or self.frames_dtype()
+        frame_bytes = estimate.ITEM_BYTES[dtype] * prod(bound.frame_shape)
         stage = PlannedStage(
             name=bound.name,
             op=bound.stage.op,
@@ -171,7 +171,7 @@ class _Draft:
             inputs=bound.inputs,
             models=stage_models(bound.stage),
             frame_shape=bound.frame_shape,
-            dtype=bound.dtype or self.frames_dtype(),
+            dtype=dtype,
             transient=bound.transient and self._is_read(bound.name),
             kept=bound.stage.produces == "frames" and not bound.transient,
             variants=tuple(cells.variants),
@@ -334,11 +334,18 @@ def _check_budget(plan: Plan) -> None:
         worst = max(plan.stages, key=lambda stage: stage.peak_bytes)
         raise ResourceError(
             f"stage {worst.name!r} needs {readable(plan.peak_bytes)} of memory, the limit is"
-            f" {readable(memory)}; lower source.size, windows.size, chunks.frames or"
-            f" numerics.micro_batch,{tiling_hint(worst)} or raise limits.memory"
+            f" {readable(memory)}; {_smaller_sizes(plan)},{tiling_hint(worst)} or raise limits.memory"
         )
     if limits.disk is not None and plan.store_bytes > limits.disk:
         raise ResourceError(
             f"the plan needs {readable(plan.store_bytes)} in the store, the limit is"
             f" {readable(limits.disk)}; shorten the cut, lower source.size, or raise limits.disk"
         )
+
+
+def _smaller_sizes(plan: Plan) -> str:
+    """Say what would fit."""
+    advice = recommend(plan)
+    if advice is None or not advice.overrides:
+        return "lower source.size, windows.size, chunks.frames or numerics.micro_batch"
+    return f"these fit: {', '.join(advice.overrides)}; or lower source.size"

@@ -29,6 +29,7 @@ from latentloom.flows.runs import read_plan, read_state
 from latentloom.flows.server import EMBEDDED
 from latentloom.flows.slots import device_slot
 from latentloom.flows.steps import Step
+from latentloom.flows.until import find_stop
 from latentloom.schemas.plan import Plan
 from latentloom.schemas.run import RunState
 from latentloom.schemas.settings import read_settings
@@ -69,12 +70,13 @@ def run_group(
     first: int,
     last: int,
     on_device: bool,
+    until_step: int | None = None,
 ) -> dict[str, int]:
     """Work through chunks of one stage; returns how many were computed, by stage."""
     opened, plan = Store.open(store, create=False), _plan_of(store, run)
     device = plan.facts.machine.device if on_device else None
     with working_for(run), device_slot(device):
-        return dict(work_through(opened, plan, run, stage, indices, step))
+        return dict(work_through(opened, plan, run, stage, indices, step, until_step=until_step))
 
 
 @flow(
@@ -85,7 +87,13 @@ def run_group(
     task_runner=thread_runner(1),
 )
 def edit_video(
-    store: str, run: str, workers: int = 1, spare: int = 0, wait: bool = True
+    store: str,
+    run: str,
+    workers: int = 1,
+    spare: int = 0,
+    wait: bool = True,
+    until: str | None = None,
+    preview: bool = False,
 ) -> dict[str, Any]:
     """Run a registered plan to its end.
 
@@ -95,6 +103,8 @@ def edit_video(
         workers: Task groups that run at once.
         spare: Of these, on workers without a device.
         wait: Whether to wait for another process that runs the same plan.
+        until: ``[STAGE:]N``, steps of a stage after which to stop.
+        preview: Whether to write a picture of what is to come from there.
 
     Returns:
         The run's state as plain data.
@@ -102,11 +112,20 @@ def edit_video(
     Raises:
         LatentloomError: What went wrong; finished chunks are kept, and the same call continues.
     """
-    return run_in_flow(store, run, workers=workers, spare=spare, wait=wait)
+    return run_in_flow(
+        store, run, workers=workers, spare=spare, wait=wait, until=until, preview=preview
+    )
 
 
 def run_in_flow(
-    store: str, run: str, *, workers: int = 1, spare: int = 0, wait: bool = True
+    store: str,
+    run: str,
+    *,
+    workers: int = 1,
+    spare: int = 0,
+    wait: bool = True,
+    until: str | None = None,
+    preview: bool = False,
 ) -> dict[str, Any]:
     """Run a registered plan in the flow run at hand; see ``edit_video``."""
     opened = Store.open(store, create=False)
@@ -120,6 +139,8 @@ def run_in_flow(
             spare=spare,
             wait=wait,
             run_groups=partial(_submit, store, run, read_settings().routes),
+            until=None if until is None else find_stop(plan, until),
+            preview=preview,
         )
     show_result(plan, state)
     return state.model_dump(mode="json")
@@ -200,6 +221,7 @@ def _submit(store: str, run: str, routes: Mapping[str, str], step: Step) -> Coun
                     first=group[0],
                     last=group[-1],
                     on_device=way.on_device,
+                    until_step=part.until_step,
                 )
                 for group in part.groups
             ]

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from latentloom.errors import InterruptedRunError, LatentloomError, MissingChunkError
-from latentloom.flows.calibration import TreeWatch, remember
+from latentloom.flows.calibration import TreeWatch, remember, remember_seconds
 from latentloom.flows.handover import hand_over
-from latentloom.flows.need import find_need
+from latentloom.flows.need import Need, find_need
+from latentloom.flows.preview import write_preview
 from latentloom.flows.resolve import check_facts
 from latentloom.flows.runs import lease_name, update_state
 from latentloom.flows.steps import Step, plan_steps
 from latentloom.flows.sweep import sweep, sweep_behind
+from latentloom.flows.until import announce_stop, find_need_until, find_standing
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan
-from latentloom.schemas.run import RunState, RunStateName, StageTally
+from latentloom.schemas.run import RunState, RunStateName, StageTally, StopPoint
 from latentloom.storage.leases import lease
 from latentloom.storage.store import Store
 from latentloom.tasks.group import work_through
@@ -46,6 +48,8 @@ def execute(
     spare: int = 0,
     wait: bool = True,
     run_groups: RunGroups | None = None,
+    until: StopPoint | None = None,
+    preview: bool = False,
 ) -> RunState:
     """Run a plan, alone: another process with the same plan waits until this one is done.
 
@@ -57,6 +61,8 @@ def execute(
         spare: Of these, on workers without a device.
         wait: Whether to wait for another process that runs the plan.
         run_groups: How they are run; one by one, in this process, by default.
+        until: Where to stop instead of going to the end; from `flows.until.find_stop`.
+        preview: Whether to write a picture of what is to come from there.
 
     Returns:
         The run's final state.
@@ -67,7 +73,7 @@ def execute(
     """
     with lease(store, lease_name(plan.digest), wait=wait, stop=stop_requested):
         groups = run_groups or _in_this_process(store, plan, state.run)
-        return _Execution(store, plan, state, workers, spare, groups).run_to_the_end()
+        return _Execution(store, plan, state, workers, spare, groups, until, preview).run()
 
 
 def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
@@ -76,7 +82,13 @@ def _in_this_process(store: Store, plan: Plan, run_id: str) -> RunGroups:
         for part in reversed(step.parts):
             for group in part.groups:
                 computed += work_through(
-                    store, plan, run_id, part.stage, group, part.denoising_step
+                    store,
+                    plan,
+                    run_id,
+                    part.stage,
+                    group,
+                    part.denoising_step,
+                    until_step=part.until_step,
                 )
         return computed
 
@@ -91,33 +103,39 @@ class _Execution:
     workers: int
     spare: int
     run_groups: RunGroups
+    until: StopPoint | None = None
+    preview: bool = False
     computed: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     at_start: set[str] = field(default_factory=set)
     peaks: dict[str, int] = field(default_factory=dict)
 
-    def run_to_the_end(self) -> RunState:
-        """Compute and publish; the state and an event say how it ended."""
-        self.state = update_state(self.store, self.state, state="running", error=None)
+    def run(self) -> RunState:
+        """Compute and publish, or stop where it is told to; the state and an event say how it ended."""
+        self.state = update_state(
+            self.store, self.state, state="running", error=None, until=self.until, preview=None
+        )
         self.at_start = self._present()
         self._note("run_started")
         try:
-            self._compute_and_publish()
+            ended = self._compute_and_publish()
         except InterruptedRunError:
             self._end("interrupted", "run_interrupted", "interrupted; the same command resumes")
             raise
         except BaseException as error:
             self._end("failed", "run_failed", str(error) or type(error).__name__)
             raise
-        if self.workers == 1:
+        stopped = self.state.until is not None
+        if self.workers == 1 and not stopped:
             remember(self.store, self.plan, self.peaks)
+            remember_seconds(self.store, self.plan, self.seconds, self.computed)
         stages = tuple(self._tallies())
-        self.state = update_state(self.store, self.state, state="finished", stages=stages)
-        self._note("run_finished")
+        self.state = update_state(self.store, self.state, state=ended, stages=stages)
+        self._note("run_stopped" if stopped else "run_finished")
         return self.state
 
-    def _compute_and_publish(self) -> None:
+    def _compute_and_publish(self) -> RunStateName:
         output = self.state.output
         published = output is not None and is_published(self.plan, output)
         if output is not None and not published:
@@ -125,12 +143,29 @@ class _Execution:
         seen = Counter[str]()
         while True:
             try:
-                return self._one_round(output, published=published)
+                if self.until is not None and not published:
+                    return self._one_round_until(self.until)
+                self._one_round(output, published=published)
             except MissingChunkError as error:
                 seen[str(error)] += 1
                 if seen[str(error)] == MAX_SAME_ERRORS:
                     raise
                 self._note("note", message=str(error))
+            else:
+                self.state = self.state.model_copy(update={"until": None})
+                return "finished"
+
+    def _one_round_until(self, until: StopPoint) -> RunStateName:
+        """Go as far as to the stop, and draw what is to come from there."""
+        announce_stop(self.store, self.plan, until)
+        need = find_need_until(self.store, self.plan, until)
+        self._compute(need, until)
+        sweep(self.store, self.plan, standing=until.stage)
+        if not self.preview:
+            return "stopped"
+        path = write_preview(self.store, self.plan, until)
+        self.state = self.state.model_copy(update={"preview": str(path)})
+        return "previewed"
 
     def _one_round(self, output: str | None, *, published: bool) -> None:
         self._compute_needed(published=published)
@@ -139,11 +174,14 @@ class _Execution:
         sweep(self.store, self.plan)
 
     def _compute_needed(self, *, published: bool) -> None:
-        need = find_need(self.plan, self._present(), published=published, look=self.store.present)
+        present = self._present()
+        self._compute(find_need(self.plan, present, published=published, look=self.store.present))
+
+    def _compute(self, need: Need, until: StopPoint | None = None) -> None:
         if any(need.values()):
             check_facts(self.plan, self.store)
         with TreeWatch() as watch:
-            steps = plan_steps(self.plan, need, workers=self.workers)
+            steps = plan_steps(self.plan, need, workers=self.workers, until=until)
             for step in hand_over(self.plan, steps, workers=self.workers, spare=self.spare):
                 begun = time.monotonic()
                 self._run_step(step)
@@ -165,6 +203,9 @@ class _Execution:
             stage.key_at(index, step.denoising_step) for group in step.groups for index in group
         ]
         missing = set(keys) - self.store.present(keys)
+        if missing and step.until_step is not None:
+            standing = find_standing(self.store, stage, step.until_step)
+            missing -= {stage.chunks[index].key for index in standing}
         if missing:
             raise MissingChunkError(
                 f"stage {step.stage!r}: {len(missing)} chunks have no record after their tasks ended"

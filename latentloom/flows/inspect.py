@@ -9,6 +9,7 @@ from typing import Any
 from latentloom.errors import StoreFormatError, UsageError
 from latentloom.flows.runs import find_run, is_running, read_plan, read_state
 from latentloom.flows.similarity import similarity_by_stage
+from latentloom.flows.until import checkpoint_keys
 from latentloom.schemas.plan import Plan, PlannedStage
 from latentloom.schemas.record import Record
 from latentloom.schemas.run import RunState
@@ -69,6 +70,8 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
         "source": state.source,
         "output": state.output,
         "error": state.error,
+        "until": None if state.until is None else state.until.model_dump(mode="json"),
+        "preview": state.preview,
         "stages": stages,
     }
 
@@ -139,7 +142,8 @@ def kept_keys(store: Store) -> set[str]:
             for index, chunk in enumerate(stage.chunks):
                 if not present.issuperset(plan.readers(stage.name, index)):
                     kept.add(chunk.key)
-        kept.update(inner for inner, chunk in plan.checkpoint_keys() if chunk not in present)
+        inside = checkpoint_keys(store, plan)
+        kept.update(inner for inner, chunk in inside.items() if chunk not in present)
         for stage in plan.stages:
             if not present.issuperset(chunk.key for chunk in stage.chunks):
                 kept.update(key for step in stage.steps for key in stage.keys_at(step))

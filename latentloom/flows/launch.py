@@ -7,16 +7,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from latentloom.errors import HeldError, LatentloomError, ResourceError
+from latentloom.errors import HeldError, LatentloomError, ResourceError, UsageError
 from latentloom.flows import engine
 from latentloom.flows.estimate import SHARED_BYTES, bytes_beside
 from latentloom.flows.need import Need, find_need
 from latentloom.flows.notify import announced, ending_of_run
 from latentloom.flows.progress import Progress, StageProgress, clock
 from latentloom.flows.runs import lease_name, read_state, register, update_state
+from latentloom.flows.until import find_need_until, find_stop, stopped_bytes
 from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
-from latentloom.schemas.run import RunState
+from latentloom.schemas.run import RunState, StopPoint
 from latentloom.storage.leases import holder, try_lease
 from latentloom.storage.store import Store
 
@@ -33,6 +34,8 @@ def launch(
     overwrite: bool,
     write: Write,
     run_id: str | None = None,
+    until: str | None = None,
+    preview: bool = False,
 ) -> tuple[RunState, LatentloomError | None]:
     """Run a plan on an engine of this process.
 
@@ -45,17 +48,23 @@ def launch(
         overwrite: Whether an output that is not ours may be replaced.
         write: Shows a message to the user.
         run_id: The registered run to continue.
+        until: ``[STAGE:]N``, steps of a stage after which to stop.
+        preview: Whether to write a picture of what is to come from there.
 
     Returns:
         The run's state, and the error that ended it.
 
     Raises:
         HeldError: If another process runs the plan and ``wait`` is off.
+        UsageError: If the run cannot stop or draw where it is told to.
     """
+    stop = _checked_stop(plan, until, preview=preview)
     _check_output(plan, overwrite=overwrite)
     if scheduler is None:
         _check_memory(plan, workers)
     check_disk(store, plan)
+    if stop is not None:
+        check_disk_until(store, plan, stop)
     _look_for_others(store, plan, wait=wait, write=write)
     state = _state_of(store, plan, run_id, overwrite=overwrite)
     write(f"run {state.run} (to continue it after anything: the same command)")
@@ -74,10 +83,20 @@ def launch(
                 while_starting=_import_flow,
             ) as session,
         ):
-            need = find_needed(store, plan, state.output)
+            need = find_needed(store, plan, state.output, stop)
             progress = _progress(store, plan, state, need, session.workers, write)
             try:
-                ended = run_on(session, store, plan, state.run, need, tick=progress.tick, wait=wait)
+                ended = run_on(
+                    session,
+                    store,
+                    plan,
+                    state.run,
+                    need,
+                    tick=progress.tick,
+                    wait=wait,
+                    until=until,
+                    preview=preview,
+                )
                 ending.tell_of(RunState.model_validate(ended))
             finally:
                 progress.look()
@@ -95,6 +114,8 @@ def run_on(
     *,
     tick: Callable[[], None],
     wait: bool = True,
+    until: str | None = None,
+    preview: bool = False,
 ) -> dict[str, Any]:
     """Run a registered plan as a flow run on the workers of a session.
 
@@ -106,6 +127,8 @@ def run_on(
         need: Indices of needed chunks, by stage.
         tick: Called now and then.
         wait: Whether to wait for another process that runs the same plan.
+        until: ``[STAGE:]N``, steps of a stage after which to stop.
+        preview: Whether to write a picture of what is to come from there.
 
     Returns:
         The run's state as plain data.
@@ -123,6 +146,8 @@ def run_on(
             workers=session.workers,
             spare=_spare(session, plan),
             wait=wait,
+            until=until,
+            preview=preview,
         )
 
 
@@ -133,11 +158,15 @@ def _spare(session: engine.Session, plan: Plan) -> int:
     return session.cluster.threads_without_device
 
 
-def find_needed(store: Store, plan: Plan, output: str | None) -> Need:
-    """Return the indices of the chunks that a run has to compute, by stage."""
+def find_needed(
+    store: Store, plan: Plan, output: str | None, until: StopPoint | None = None
+) -> Need:
+    """Return the indices of the chunks that a run has to compute, by stage, up to where it is to stop."""
     from latentloom.tasks.published import is_published
 
     published = output is not None and is_published(plan, output)
+    if until is not None and not published:
+        return find_need_until(store, plan, until)
     present = store.present(list(plan.keys()))
     return find_need(plan, present, published=published, look=store.present)
 
@@ -166,6 +195,37 @@ def check_disk(store: Store, plan: Plan) -> None:
             f"the plan has {readable(left)} still to write, the disk of the store has {readable(free)}"
             " free; free some, shorten the cut, or use another --store"
         )
+
+
+def check_disk_until(store: Store, plan: Plan, until: StopPoint) -> None:
+    """Refuse a stop at which the states of all chunks do not fit on a local store's disk.
+
+    Raises:
+        ResourceError: If they do not.
+    """
+    free = plan.facts.machine.free_disk_bytes
+    needed = stopped_bytes(plan, until, find_need_until(store, plan, until))
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"up to step {until.step} of stage {until.stage!r} {readable(needed)} are to be written, the"
+            f" states of all chunks among them; the disk of the store has {readable(free)} free. Free"
+            " some, shorten the cut, or leave out --until-step"
+        )
+
+
+def _checked_stop(plan: Plan, until: str | None, *, preview: bool) -> StopPoint | None:
+    if until is None:
+        if preview:
+            raise UsageError(
+                "--preview shows where a run stops; say after which step, as --until-step N"
+            )
+        return None
+    stop = find_stop(plan, until)
+    if preview:
+        from latentloom.flows.preview import preview_path
+
+        preview_path(plan)
+    return stop
 
 
 def _check_memory(plan: Plan, workers: int) -> None:

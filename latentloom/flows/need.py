@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from latentloom.schemas.plan import Plan, PlannedStage
+from latentloom.schemas.run import StopPoint
 
 Look = Callable[[Collection[str]], AbstractSet[str]]
 """Says which of some keys have a record."""
@@ -72,6 +73,43 @@ def find_need(
             missing = _beginning(stage, steps[stage.name])
         _demand_inputs(stage, missing, wanted)
     chunks = {stage.name: sorted(wanted[stage.name]) for stage in plan.stages if stage.stored}
+    return Need(chunks, steps)
+
+
+def find_need_until(
+    plan: Plan,
+    present: Collection[str],
+    until: StopPoint,
+    *,
+    standing: Collection[int],
+    look: Look = no_records,
+) -> Need:
+    """Find what has to be computed until every chunk of one stage that is needed stands at a step.
+
+    Args:
+        plan: The plan.
+        present: Keys of its chunks that have a record.
+        until: The stage, and the step.
+        standing: Indices of those of its chunks that stand there already.
+        look: Asked, where windows meet at every step, which of them stand after a step.
+    """
+    needed = find_need(plan, present, published=False, look=look)
+    wanted = {until.stage: set(needed[until.stage]) - set(standing)}
+    steps: dict[str, list[StepNeed]] = {}
+    for stage in reversed(plan.stages):
+        if stage.name not in wanted:
+            continue
+        missing = _missing(stage, wanted[stage.name], present)
+        wanted[stage.name] = missing
+        if stage.steps:
+            last = until.step if stage.name == until.stage else stage.steps[-1]
+            taken = list(_steps_to(stage, missing, look))[::-1]
+            steps[stage.name] = [step for step in taken if step.step <= last]
+            missing = _beginning(stage, steps[stage.name])
+        _demand_inputs(stage, missing, wanted)
+    chunks = {
+        stage.name: sorted(wanted.get(stage.name, ())) for stage in plan.stages if stage.stored
+    }
     return Need(chunks, steps)
 
 

@@ -15,6 +15,7 @@ from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 
 LOOK_SECONDS = 1.0
+_PROGRESS = ("chunk_computed", "chunk_stopped")
 
 
 def clock(seconds: float) -> str:
@@ -100,7 +101,7 @@ class Progress:
 
     def _count(self, event: Event) -> bool:
         stage = self.stages.get(event.stage or "")
-        if stage is None or event.index is None or event.kind != "chunk_computed":
+        if stage is None or event.index is None or event.kind not in _PROGRESS:
             return False
         frames = self.plan.by_name[stage.name].chunks[event.index].num_frames
         stage.done += 1

@@ -14,12 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from latentloom.errors import MediaError, ModelError
-from latentloom.flows.calibration import read_measured
+from latentloom.flows.calibration import read_measured, read_seconds
 from latentloom.flows.digests import file_digest
 from latentloom.flows.map_facts import map_digest, map_facts
+from latentloom.flows.memory import free_memory_bytes, memory_bytes
 from latentloom.flows.model_facts import model_facts
 from latentloom.media.join import check_container
 from latentloom.media.probe import probe
@@ -32,7 +31,10 @@ from latentloom.schemas.recipe import Recipe
 from latentloom.storage.localize import localize, sources_folder
 from latentloom.storage.store import Store
 
-_ASK_DEVICE = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
+_ASK_DEVICE = (
+    "import torch; there = torch.cuda.is_available();"
+    " print('cuda' if there else 'cpu', torch.cuda.mem_get_info()[1] if there else 0)"
+)
 
 
 def resolve(recipe: Recipe, store: Store) -> Facts:
@@ -50,6 +52,7 @@ def resolve(recipe: Recipe, store: Store) -> Facts:
         maps=resolve_maps(recipe, store),
         machine=resolve_machine(recipe, store),
         measured_bytes=read_measured(store),
+        measured_seconds=read_seconds(store),
     )
 
 
@@ -115,11 +118,14 @@ def resolve_machine(recipe: Recipe, store: Store) -> MachineFacts:
     """Find out where the work will run."""
     wanted = recipe.numerics.device
     root = Path(store.uri.removeprefix("file://"))
+    device, gpu_bytes = ("cpu", None) if wanted == "cpu" else _ask_device()
     return MachineFacts(
-        device=_ask_device() if wanted == "auto" else wanted,
+        device=device if wanted == "auto" else wanted,
         torch=version("torch"),
         av=version("av"),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=memory_bytes(),
+        free_memory_bytes=free_memory_bytes(),
+        gpu_bytes=gpu_bytes,
         free_disk_bytes=shutil.disk_usage(root).free if root.exists() else None,
     )
 
@@ -154,10 +160,12 @@ def resolve_models(recipe: Recipe, store: Store) -> dict[str, ModelFacts]:
     return {name: found[name] for name in recipe.models}
 
 
-def _ask_device() -> Any:
+def _ask_device() -> tuple[Any, int | None]:
+    """Return the device that there is, and the memory of a GPU."""
     if not any(Path("/dev").glob("nvidia[0-9]*")) and sys.platform == "linux":
-        return "cpu"
+        return "cpu", None
     asked = subprocess.run(
         [sys.executable, "-c", _ASK_DEVICE], capture_output=True, text=True, check=False
     )
-    return "cuda" if asked.stdout.strip() == "cuda" else "cpu"
+    device, _, size = asked.stdout.strip().partition(" ")
+    return ("cuda", int(size)) if device == "cuda" else ("cpu", None)

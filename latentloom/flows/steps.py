@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from latentloom.flows.need import Need
 from latentloom.schemas.plan import Plan, PlannedStage
+from latentloom.schemas.run import StopPoint
 
 GROUPS_PER_WORKER = 4
 MAX_TASK_RUNS = 200
@@ -32,6 +33,8 @@ class Step:
     """Whether the transient frames that it reads are there already."""
     beside: Step | None = None
     """Groups of another stage that run at the same time."""
+    until_step: int | None = None
+    """Where windows do not meet: steps of the stage after which its chunks are to stop."""
 
     @property
     def parts(self) -> tuple[Step, ...]:
@@ -39,26 +42,34 @@ class Step:
         return (self,) if self.beside is None else (self, self.beside)
 
 
-def plan_steps(plan: Plan, need: Need, *, workers: int) -> Iterator[Step]:
+def plan_steps(
+    plan: Plan, need: Need, *, workers: int, until: StopPoint | None = None
+) -> Iterator[Step]:
     """Yield the steps that compute what is needed, in an order in which inputs come first.
 
     Args:
         plan: The plan.
         need: Indices of needed chunks, by stage.
         workers: How many task groups run at once.
+        until: Where the run is to stop; that stage has a step of its own, even if its frames are transient.
     """
-    active = [stage for stage in plan.stages if need.get(stage.name) and not stage.transient]
+    last = None if until is None else until.stage
+    active = [
+        stage
+        for stage in plan.stages
+        if need.get(stage.name) and (not stage.transient or stage.name == last)
+    ]
     most = max(workers, MAX_TASK_RUNS // max(1, len(active)))
     groups = min(workers * GROUPS_PER_WORKER, most)
     for stage in active:
+        step = until.step if until is not None and stage.name == last else None
         if stage.steps:
             for wanted in need.steps[stage.name]:
                 yield Step(stage.name, split(wanted.windows, workers), wanted.step)
         else:
             runs = _runs(stage, need[stage.name])
-            yield Step(
-                stage.name, tuple(_joined(runs, part) for part in split(range(len(runs)), groups))
-            )
+            parts = tuple(_joined(runs, part) for part in split(range(len(runs)), groups))
+            yield Step(stage.name, parts, until_step=step)
 
 
 def _runs(stage: PlannedStage, indices: Sequence[int]) -> list[list[int]]:

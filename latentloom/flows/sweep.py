@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from latentloom.flows.need import deletable
+from latentloom.flows.until import checkpoint_keys
 from latentloom.schemas.plan import Plan, PlannedStage
 from latentloom.storage.store import Store
 
@@ -12,11 +13,17 @@ STEPS_KEPT = 2
 """Whole steps that stay while the next one is taken: what is damaged in one is made again from the other."""
 
 
-def sweep(store: Store, plan: Plan) -> None:
-    """Delete at the end of a run what one that was killed right behind a chunk left."""
+def sweep(store: Store, plan: Plan, *, standing: str | None = None) -> None:
+    """Delete at the end of a run what one that was killed right behind a chunk left.
+
+    Args:
+        store: The store.
+        plan: The plan.
+        standing: The stage in which the run was told to stop, whose windows are not done.
+    """
     _sweep_checkpoints(store, plan)
     for stage in plan.stages:
-        if stage.steps:
+        if stage.steps and stage.name != standing:
             _delete_steps(store, stage, stage.steps[-1 - STEPS_KEPT : -1])
     _sweep_transient(store, plan)
 
@@ -39,7 +46,7 @@ def _delete_steps(store: Store, stage: PlannedStage, steps: Collection[int]) -> 
 
 
 def _sweep_checkpoints(store: Store, plan: Plan) -> None:
-    chunks = dict(plan.checkpoint_keys())
+    chunks = checkpoint_keys(store, plan)
     left = store.present(chunks)
     done = store.present({chunks[key] for key in left})
     for key in left:

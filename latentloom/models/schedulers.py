@@ -140,6 +140,13 @@ class Sampler:
         """Return abar at `timesteps[i]`."""
         return float(self.forward.alphas_cumprod[self.timesteps[i]])
 
+    def alpha_bar_after(self, i: int) -> float:
+        """Return abar where step i leads, as DDIM counts: one N-th of the training timesteps below."""
+        stride = self.forward.config.num_train_timesteps // self.num_steps
+        timestep = self.timesteps[i] - stride
+        table = self.forward.alphas_cumprod
+        return float(table[timestep] if timestep >= 0 else self.forward.final_alpha_cumprod)
+
     def step(self, eps: torch.Tensor, i: int, z: torch.Tensor) -> torch.Tensor:
         """Go from timestep `timesteps[i]` to the next cleaner one; step 0 is the noisiest."""
         stepped = self.forward.step(eps, self.timesteps[i], z, eta=0.0, return_dict=False)

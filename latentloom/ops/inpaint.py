@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from latentloom.ops.sampling import Predict, Schedule, ddim_step
+from latentloom.ops.sampling import OnStep, Predict, Schedule, ddim_step
 
 
 class NoisingSchedule(Schedule, Protocol):
@@ -44,6 +44,7 @@ def denoise_masked(
     clean: torch.Tensor,
     noise: torch.Tensor,
     mask: torch.Tensor,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Denoise latents with any model; after each step the known part is put back, as noisy as the rest.
 
@@ -55,6 +56,7 @@ def denoise_masked(
         clean: Latents `(F, C, h, w)` of what is known.
         noise: The noise that `clean` is noised with, `(F, C, h, w)`.
         mask: `(F, 1, h, w)`.
+        on_step: Called with `(i, z)` after each step; `start=i + 1` goes on from there.
 
     Source: RePaint (2201.09865), equation 8, without its resampling.
     """
@@ -62,4 +64,6 @@ def denoise_masked(
     for i in range(start, schedule.num_steps):
         known = schedule.add_noise(clean, noise, schedule.num_steps - 1 - i)
         z = (1 - mask) * known + mask * step(z, i)
+        if on_step is not None:
+            on_step(i, z)
     return z

@@ -9,11 +9,11 @@ Source: Prompt-to-Prompt (2208.01626).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from latentloom.ops.sampling import Predict, Schedule, denoise
+from latentloom.ops.sampling import Predict, Schedule, ddim_step
 from latentloom.ops.words import align
 
 
@@ -148,32 +148,67 @@ class Sharing:
         return Shared(i < self.cross_steps, i < self.self_steps, self.threshold is not None)
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Where both branches stand."""
+
+    source: torch.Tensor
+    """`(F, C, h, w)`."""
+    target: torch.Tensor
+    """`(F, C, h, w)`."""
+    heat: torch.Tensor
+    """`(F, 2, h, w)`: attention to the words that decide what is blended, summed over the steps so far."""
+
+    @classmethod
+    def at(cls, z: torch.Tensor) -> Branches:
+        """Begin where the source was inverted to, `(F, C, h, w)`."""
+        return cls(z, z, torch.zeros(len(z), 2, *z.shape[-2:], device=z.device))
+
+
 def denoise_pair(
-    z: torch.Tensor, pair: PredictPair, alone: Predict, schedule: Schedule, sharing: Sharing
+    begun: Branches,
+    pair: PredictPair,
+    alone: Predict,
+    schedule: Schedule,
+    sharing: Sharing,
+    *,
+    start: int = 0,
+    on_step: Callable[[int, Branches], None] | None = None,
 ) -> torch.Tensor:
     """Denoise a source and a target branch side by side, and return the target's latents.
 
     Once nothing is shared any more the target goes on alone.
 
     Args:
-        z: Where both begin, `(F, C, h, w)`: the source's inverted latents.
+        begun: Where both stand before step `start`.
         pair: Both branches.
         alone: The target branch without the source.
         schedule: The model's sampler.
         sharing: Until when they share attention, and where latents.
+        start: First step to take.
+        on_step: Called with `(i, branches)` after each step; `start=i + 1` goes on from there.
     """
-    source = target = z
-    warmth = torch.zeros(len(z), 2, *z.shape[-2:], device=z.device)
-    for i, timestep in enumerate(schedule.timesteps):
+    now = begun
+    for i in range(start, schedule.num_steps):
         shared = sharing.at(i)
         if not shared.anything:
-            return denoise(target, alone, schedule, start=i)
-        ours, theirs, heat = pair(source, target, timestep, shared)
-        source, target = schedule.step(ours, i, source), schedule.step(theirs, i, target)
-        warmth = warmth + heat
-        if sharing.threshold is not None and i >= sharing.first_blend:
-            target = torch.where(edited_area(warmth, sharing.threshold), target, source)
-    return target
+            now = replace(now, target=ddim_step(alone, schedule)(now.target, i))
+        else:
+            now = _pair_step(now, i, pair, schedule, sharing)
+        if on_step is not None:
+            on_step(i, now)
+    return now.target
+
+
+def _pair_step(
+    now: Branches, i: int, pair: PredictPair, schedule: Schedule, sharing: Sharing
+) -> Branches:
+    ours, theirs, heat = pair(now.source, now.target, schedule.timesteps[i], sharing.at(i))
+    source, target = schedule.step(ours, i, now.source), schedule.step(theirs, i, now.target)
+    warmth = now.heat + heat
+    if sharing.threshold is not None and i >= sharing.first_blend:
+        target = torch.where(edited_area(warmth, sharing.threshold), target, source)
+    return Branches(source, target, warmth)
 
 
 def edited_area(heat: torch.Tensor, threshold: float) -> torch.Tensor:

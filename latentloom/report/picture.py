@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -30,19 +31,39 @@ def side_by_side(rows: Sequence[Sequence[Frame]], path: Path) -> None:
     Raises:
         UsageError: If a file that is not ours lies there, it cannot be written, or no format has its suffix.
     """
+    check_ours(path, "give --picture another path")
+    save_picture(draw_sheet(rows), path, "give --picture a path such as out.png")
+
+
+def check_ours(path: Path, advice: str) -> None:
+    """Refuse a path at which a file lies that is no picture of ours.
+
+    Raises:
+        UsageError: With the advice.
+    """
     if path.is_file() and not _is_ours(path):
-        raise UsageError(f"{path} exists and is not ours; give --picture another path")
-    sheet = draw_sheet(rows)
+        raise UsageError(f"{path} exists and is not ours; {advice}")
+
+
+def save_picture(picture: Image.Image, path: Path, advice: str) -> None:
+    """Write a picture that is marked as ours, whole or not at all.
+
+    Raises:
+        UsageError: If it cannot be written; with the advice.
+    """
+    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         exif = Image.Exif()
         exif[ExifTags.Base.Software] = SOFTWARE
-        sheet.save(path, exif=exif)
+        try:
+            picture.save(draft, exif=exif)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
     # Pillow raises ValueError where no format has the suffix.
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot write {path}: {error}; give --picture a path such as out.png"
-        ) from error
+        raise UsageError(f"cannot write {path}: {error}; {advice}") from error
 
 
 def sheet_as_jpeg(rows: Sequence[Sequence[Frame]], *, longest: int = 960) -> bytes:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from latentloom.schemas.base import readable
 from latentloom.schemas.plan import Plan
-from latentloom.schemas.run import RunState
+from latentloom.schemas.run import RunState, StopPoint
 
 if TYPE_CHECKING:
     from latentloom.flows.need import Need
@@ -80,8 +80,17 @@ def show_run(console: Console, state: RunState) -> None:
         console.print(table)
     if state.error:
         show_line(console, f"error: {state.error}")
-    if state.output:
+    stands = state.state in ("stopped", "previewed")
+    if state.until is not None and stands:
+        show_line(console, stop_line(state.until, state.preview))
+    if state.output and not stands:
         show_line(console, f"output: {state.output}")
+
+
+def stop_line(until: StopPoint, preview: str | None) -> str:
+    """Say where a run stands that was told to stop, and where the picture of it is."""
+    line = f"stands after step {until.step} of {until.num_steps} of stage {until.stage!r}"
+    return f"{line}; preview: {preview}" if preview else line
 
 
 def show_runs(console: Console, states: Iterable[tuple[RunState, int, int]]) -> None:

@@ -124,7 +124,11 @@ class MachineFacts(Schema):
     av: str
     """Version of PyAV."""
     memory_bytes: int
-    """Memory of the machine."""
+    """Memory of the machine, or what a control group allows of it."""
+    free_memory_bytes: int | None = None
+    """What of it was free; for recommendations."""
+    gpu_bytes: int | None = None
+    """Memory of the GPU, where one does the work."""
     free_disk_bytes: int | None = None
     """Free space of a local store."""
 
@@ -141,3 +145,5 @@ class Facts(Schema):
     """Why the output's container cannot hold what the recipe asks for."""
     measured_bytes: dict[str, int] = Field(default_factory=dict)
     """Peak bytes measured by earlier runs, by calibration key."""
+    measured_seconds: dict[str, float] = Field(default_factory=dict)
+    """Seconds a frame measured by earlier runs, by calibration key."""

@@ -61,6 +61,10 @@ class PlannedChunk(Schema):
         """Return the key of the checkpoint inside this chunk after so many steps."""
         return digest({"checkpoint": CHECKPOINT_VERSION, "chunk": self.key, "step": step})
 
+    def stop_key(self, step: int) -> str:
+        """Return the key of the checkpoint at which a run was told to stop; it holds an estimate, too."""
+        return digest({"stop": CHECKPOINT_VERSION, "chunk": self.key, "step": step})
+
 
 class PlannedStage(Schema):
     """One stage: how it is cut, and what each piece is."""

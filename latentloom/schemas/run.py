@@ -6,7 +6,20 @@ from typing import Literal
 
 from latentloom.schemas.base import Schema
 
-RunStateName = Literal["registered", "running", "finished", "failed", "interrupted"]
+RunStateName = Literal[
+    "registered", "running", "stopped", "previewed", "finished", "failed", "interrupted"
+]
+
+
+class StopPoint(Schema):
+    """Where a run was told to stop: after so many steps of one stage, in all of its chunks."""
+
+    stage: str
+    """Name of the stage."""
+    step: int
+    """Steps done there, counted from the noisiest, whatever the strength."""
+    num_steps: int
+    """Steps that the stage has."""
 
 
 class StageTally(Schema):
@@ -40,7 +53,8 @@ class RunState(Schema):
     plan: str
     """Digest of the plan."""
     state: RunStateName = "registered"
-    """``running`` with a dead process means killed: the same command continues it."""
+    """``running`` with a dead process means killed: the same command continues it. ``stopped`` and
+    ``previewed``: it stands at ``until``, as it was told."""
     source: str
     """The video that is edited."""
     output: str | None = None
@@ -57,5 +71,9 @@ class RunState(Schema):
     """Unix time of the last change."""
     error: str | None = None
     """Why it failed."""
+    until: StopPoint | None = None
+    """Where it was told to stop."""
+    preview: str | None = None
+    """Picture of what is to come from there."""
     stages: tuple[StageTally, ...] = ()
     """What it did, once it is finished."""

@@ -48,6 +48,10 @@ class OpenChunk:
     """Where windows meet at every step: the step that this one is taken to."""
     notes: dict[str, JsonValue] = field(default_factory=dict, repr=False)
     """What its stage wants to tell of the work, for the event: never a part of the result."""
+    stops: tuple[int, ...] = ()
+    """Steps after which runs were told to stop in its stage."""
+    until_step: int | None = None
+    """Steps after which this run is."""
     _ahead: dict[tuple[str, int, int | None], Array] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -96,7 +100,7 @@ class OpenChunk:
     @property
     def checkpoints(self) -> StepCheckpoints:
         """Return the checkpoints inside it."""
-        return StepCheckpoints(self.store, self.stage, self.chunk)
+        return StepCheckpoints(self.store, self.stage, self.chunk, self.stops)
 
     def read_ahead(self) -> None:
         """Read what the stage is going to ask for; what is read a second time comes from memory.

@@ -20,6 +20,7 @@ from latentloom.schemas.similarity import Similarity
 from latentloom.tasks.checkpoints import StepState
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise, make_condition, predict_with
+from latentloom.tasks.stepping import Steps, estimate_after
 from latentloom.tasks.tensors import Array, pad_to
 
 Rows = list[tuple[float, ...] | None]
@@ -30,28 +31,22 @@ _DIGITS = 5
 def fuse(chunk: OpenChunk) -> Array:
     """Fuse the sources of a stage over one window: to its end, or by one step."""
     stage = chunk.params(FuseStage)
-    num_steps = _resolved_steps(stage)
     models = [chunk.models.denoising(source.model) for source in stage.sources]
-    samplers = dict(
-        zip(stage.source_names, [model.sampler(num_steps) for model in models], strict=True)
-    )
-    check_agree(samplers)
-    sampler = next(iter(samplers.values()))
+    sampler = _sampler(stage, models)
     reference = _video([model.denoiser.windowed for model in models])
     rows = _rows(stage, models, sampler)
-    start, stop = chunk.steps_between(_start(stage, sampler), num_steps)
+    start, stop = chunk.steps_between(_start(stage, sampler), sampler.num_steps)
     begun = _begin(chunk, stage, start, models[0].denoiser.device)
     trace = _Trace.since(stage, reference, begun)
     after: list[torch.Tensor] = []
+    steps = Steps(chunk, sampler, begun, partial(_mixed, rows))
 
     def keep(i: int, states: list[torch.Tensor]) -> None:
         row = rows[i]
+        weights: JsonValue = None if row is None else list(row)
         # From tau on the sources share one state.
         after[:] = states if row is None else states[:1]
-        if chunk.checkpoints.due(i + 1):
-            weights: JsonValue = None if row is None else list(row)
-            notes = {"weights": weights, **trace.notes()}
-            chunk.checkpoints.save(StepState(i + 1, after, notes))
+        steps.after(i, states, after, lambda: {"weights": weights, **trace.notes()})
 
     fuse_denoise(
         [_predict(chunk, stage, index, model, sampler) for index, model in enumerate(models)],
@@ -73,6 +68,23 @@ def fuse(chunk: OpenChunk) -> Array:
     )
     chunk.notes.update(trace.notes())
     return chunk.result(after)
+
+
+def fuse_estimate(chunk: OpenChunk, after: list[torch.Tensor]) -> torch.Tensor:
+    """Return the clean latents that the step at hand implied, from what it made.
+
+    Args:
+        chunk: A window at one step.
+        after: S states ``(F, C, h, w)``, or the one that the sources share.
+    """
+    stage = chunk.params(FuseStage)
+    models = [chunk.models.denoising(source.model) for source in stage.sources]
+    sampler = _sampler(stage, models)
+    rows = _rows(stage, models, sampler)
+    i, _ = chunk.steps_between(_start(stage, sampler), sampler.num_steps)
+    before = _begin(chunk, stage, i, torch.device("cpu")).states
+    whole = after * (len(stage.sources) // len(after))
+    return estimate_after(sampler, i, _mixed(rows, i, before), _mixed(rows, i, whole))
 
 
 @dataclass
@@ -109,9 +121,12 @@ class _Trace:
         return {_SIMILARITY: noted.model_dump(mode="json")}
 
 
-def _resolved_steps(stage: FuseStage) -> int:
+def _sampler(stage: FuseStage, models: list[ImageModel | VideoModel]) -> Sampler:
+    """Return the sampler that the sources share."""
     assert stage.num_inference_steps is not None
-    return stage.num_inference_steps
+    found = [model.sampler(stage.num_inference_steps) for model in models]
+    check_agree(dict(zip(stage.source_names, found, strict=True)))
+    return found[0]
 
 
 def _begin(chunk: OpenChunk, stage: FuseStage, start: int, device: torch.device) -> StepState:
@@ -162,6 +177,12 @@ def _rows(stage: FuseStage, models: list[ImageModel | VideoModel], sampler: Samp
             _first_weights(stage, windowed), tau, sampler.num_steps, toward=toward
         )
     return [None] * min(start, len(rows)) + rows[start:]
+
+
+def _mixed(rows: Rows, i: int, states: list[torch.Tensor]) -> torch.Tensor:
+    """Mix the sources' states by the weights of step i, or before tau by the first ones."""
+    weights = next(row for row in rows[i:] if row is not None)
+    return torch.stack([w * state for w, state in zip(weights, states, strict=True)]).sum(0)
 
 
 def _whole(row: tuple[float, ...], video: int) -> tuple[float, ...]:

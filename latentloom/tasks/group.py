@@ -27,7 +27,9 @@ from latentloom.errors import (
 )
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
 from latentloom.storage.leases import Lease, lease
+from latentloom.storage.stops import read_stops
 from latentloom.storage.store import Store
+from latentloom.tasks.checkpoints import StepReached
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.decode import decode
 from latentloom.tasks.edit import edit
@@ -68,6 +70,8 @@ def work_through(
     stage_name: str,
     indices: Sequence[int],
     step: int | None = None,
+    *,
+    until_step: int | None = None,
 ) -> Counter[str]:
     """Compute those of a stage's chunks that have no record yet, and the transient frames that they read.
 
@@ -78,6 +82,7 @@ def work_through(
         stage_name: Which stage.
         indices: Which of its chunks.
         step: Where windows meet at every step: the step that they are taken to.
+        until_step: Elsewhere: steps of the stage after which they are to stop, as checkpoints.
 
     Returns:
         How many chunks of each stage this call computed; windows between steps are not counted.
@@ -91,8 +96,9 @@ def work_through(
     forget_changed_models(plan)
     work = _Work(store, plan, Journal(store, run_id))
     try:
-        with closing(one_ahead(work.open(plan.by_name[stage_name], indices, step))) as opened:
-            computed = map(work.compute, opened)
+        ready = work.open(plan.by_name[stage_name], indices, step, until_step=until_step)
+        with closing(one_ahead(ready)) as opened:
+            computed = (done for done in map(work.compute, opened) if done is not None)
             if step is None:
                 one_behind(computed, work.commit)
             else:
@@ -136,31 +142,38 @@ class _Work:
     journal: Journal
     computed: Counter[str] = field(default_factory=Counter)
     flights: Flights = field(default_factory=Flights)
+    stops: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Steps at which runs were told to stop, by stage."""
     ended: float = field(default_factory=time.monotonic)
     """When the chunk before was computed."""
 
     def open(
-        self, stage: PlannedStage, indices: Sequence[int], step: int | None = None
+        self,
+        stage: PlannedStage,
+        indices: Sequence[int],
+        step: int | None = None,
+        *,
+        until_step: int | None = None,
     ) -> Iterator[_Ready]:
         """Yield chunks that have no record, those that they read and that are made for them first."""
         for index in indices:
-            chunk = stage.chunk_at(index, step)
+            opened = self._opened(stage, index, step, until_step)
+            key = opened.chunk.key
             _check_stop(stage, index)
-            self.flights.wait_for([chunk.key])
-            if self._reuse(stage, chunk, index):
+            self.flights.wait_for([key])
+            if self._reuse(opened, index):
                 continue
-            self.flights.begin(chunk.key, self._lease(chunk))
-            if self._reuse(stage, chunk, index):
-                self.flights.land(chunk.key)
+            self.flights.begin(key, self._lease(opened.chunk))
+            if self._reuse(opened, index):
+                self.flights.land(key)
                 continue
             for upstream, read in self._inputs(stage, index):
                 if upstream.transient:
                     yield from self.open(upstream, read)
-            opened = OpenChunk(self.store, self.plan, stage, chunk, PlanModels(self.plan), step)
             yield self._ready(opened, index)
 
-    def compute(self, ready: _Ready) -> _Computed:
-        """Compute a chunk."""
+    def compute(self, ready: _Ready) -> _Computed | None:
+        """Compute a chunk; nothing if it stops on the way, as a checkpoint."""
         stage, chunk = ready.chunk.stage, ready.chunk.chunk
         try:
             _check_stop(stage, ready.index)
@@ -168,6 +181,9 @@ class _Work:
             begun = time.monotonic()
             with _explained(stage, ready.index):
                 array = STAGES[stage.op](ready.chunk)
+        except StepReached:
+            self._stand(ready)
+            return None
         except BaseException:
             self.flights.abandon()
             raise
@@ -223,12 +239,39 @@ class _Work:
                     self.store.delete(upstream.chunks[other].key)
                     self._delete_behind(upstream, other)
 
-    def _reuse(self, stage: PlannedStage, chunk: PlannedChunk, index: int) -> bool:
-        if not _is_done(self.store, chunk.key):
+    def _reuse(self, opened: OpenChunk, index: int) -> bool:
+        key, until = opened.chunk.key, opened.until_step
+        standing = until is not None and opened.checkpoints.stands_at(until)
+        if not standing and not _is_done(self.store, key):
             return False
-        self.journal.note("chunk_reused", stage.name, chunk.key, index)
-        self._delete_behind(stage, index)
+        self.journal.note("chunk_reused", opened.stage.name, key, index)
+        self._delete_behind(opened.stage, index)
         return True
+
+    def _opened(
+        self, stage: PlannedStage, index: int, step: int | None, until_step: int | None
+    ) -> OpenChunk:
+        if stage.name not in self.stops:
+            self.stops[stage.name] = read_stops(self.store, stage.key)
+        return OpenChunk(
+            self.store,
+            self.plan,
+            stage,
+            stage.chunk_at(index, step),
+            PlanModels(self.plan),
+            step,
+            stops=self.stops[stage.name],
+            until_step=until_step,
+        )
+
+    def _stand(self, ready: _Ready) -> None:
+        """Note that a chunk stands where the run is to stop, as a checkpoint."""
+        stage, chunk = ready.chunk.stage, ready.chunk.chunk
+        before, self.ended = self.ended, time.monotonic()
+        ready.chunk.forget_inputs()
+        seconds = self.ended - before
+        self.journal.note("chunk_stopped", stage.name, chunk.key, ready.index, seconds=seconds)
+        self.flights.land(chunk.key)
 
     def _lease(self, chunk: PlannedChunk) -> AbstractContextManager[Lease]:
         return lease(
@@ -258,7 +301,7 @@ def _explained(stage: PlannedStage, index: int) -> Iterator[None]:
     where = f"stage {stage.name!r}, chunk {index} (frames {chunk.start}-{chunk.stop})"
     try:
         yield
-    except LatentloomError:
+    except (LatentloomError, StepReached):
         raise
     except MemoryError as error:
         raise ResourceError(

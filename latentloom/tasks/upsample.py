@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from latentloom.models.predict import predictor
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.stages import UpsampleStage
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
 from latentloom.tasks.loading import embed
+from latentloom.tasks.stepping import denoise_chunk
 from latentloom.tasks.tensors import Array, latents_to_array
 from latentloom.tasks.tiling import tiled_denoiser
 
@@ -19,7 +19,6 @@ def upsample(chunk: OpenChunk) -> Array:
     sampler = upsampler.sampler(stage.num_inference_steps)
     small = chunk.input_latents().to(base.vae.device)
     augmentation = draw_noise(chunk, tuple(small.shape[1:]), suffix="/augmentation")
-    large = draw_noise(chunk, chunk.stage.frame_shape).to(small.device)
     guided = stage.guidance_scale != 1
     predict = predictor(
         tiled_denoiser(upsampler.denoiser(stage.noise_level), stage.tiling, base.vae.downscale),
@@ -29,4 +28,11 @@ def upsample(chunk: OpenChunk) -> Array:
         control=upsampler.condition(small, augmentation, stage.noise_level),
         micro_batch=chunk.micro_batch,
     )
-    return latents_to_array(denoise(large, predict, sampler), chunk.dtype)
+    large = denoise_chunk(
+        chunk,
+        lambda: draw_noise(chunk, chunk.stage.frame_shape),
+        predict,
+        sampler,
+        device=small.device,
+    )
+    return latents_to_array(large, chunk.dtype)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from latentloom.models.predict import predictor
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.stages import UpscaleStage
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
 from latentloom.tasks.loading import embed
+from latentloom.tasks.stepping import denoise_chunk
 from latentloom.tasks.tensors import Array, decode_to_array, frames_to_tensor, pad_to
 from latentloom.tasks.tiling import tiled_denoiser, tiled_vae
 
@@ -24,7 +24,6 @@ def upscale(chunk: OpenChunk) -> Array:
     small = pad_to(small, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
     small = small.to(model.vae.device)
     augmentation = draw_noise(chunk, tuple(small.shape[1:]), suffix="/augmentation")
-    noise = draw_noise(chunk, (model.vae.channels, *small.shape[2:])).to(small.device)
 
     guided = stage.guidance_scale != 1
     predict = predictor(
@@ -35,7 +34,10 @@ def upscale(chunk: OpenChunk) -> Array:
         control=model.condition(small, augmentation, stage.noise_level),
         micro_batch=chunk.micro_batch,
     )
-    latents = denoise(noise, predict, sampler)
+    shape = (model.vae.channels, *small.shape[2:])
+    latents = denoise_chunk(
+        chunk, lambda: draw_noise(chunk, shape), predict, sampler, device=small.device
+    )
     large = (model.vae.downscale * height, model.vae.downscale * width)
     vae = tiled_vae(model.vae, stage.tiling)
     return decode_to_array(vae, latents, large, chunk.dtype, chunk.micro_batch)

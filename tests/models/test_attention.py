@@ -18,6 +18,7 @@ from latentloom.models.predict import predictor
 from latentloom.models.text import CLIPText
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.prompt2prompt import (
+    Branches,
     Shared,
     Sharing,
     TokenMap,
@@ -147,7 +148,7 @@ def edit(
     }
     paired = PairedDenoiser(image.denoiser, token_map(image, prompts), warm)
     return denoise_pair(
-        Z[frames],
+        Branches.at(Z[frames]),
         pair_predictor(paired, (source, target), micro_batch=2, **guided),
         predictor(image.denoiser, target, micro_batch=2, **guided),
         image.sampler(3),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from latentloom.models.control import with_controls
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.edits import ControlNetEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
@@ -35,4 +34,6 @@ def controlnet_latents(canvas: Canvas) -> torch.Tensor:
         denoiser=with_controls(canvas.model.denoiser, controls),
         control=conditions,
     )
-    return denoise(noised(canvas, sampler, stage.strength), predict, sampler, start=start)
+    return canvas.denoise(
+        lambda: noised(canvas, sampler, stage.strength), predict, sampler, start=start
+    )

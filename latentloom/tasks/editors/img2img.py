@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.edits import Img2ImgEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
@@ -24,8 +23,11 @@ def img2img_latents(canvas: Canvas) -> torch.Tensor:
     stage = chunk.params(Img2ImgEdit)
     sampler = canvas.model.sampler(stage.num_inference_steps)
     start = sampler.start_index(stage.strength)
-    clean = canvas.encode(chunk.input_frames())
-    noisy = sampler.add_noise(clean, canvas.noise(), sampler.num_steps - start)
+
+    def noisy() -> torch.Tensor:
+        clean = canvas.encode(chunk.input_frames())
+        return sampler.add_noise(clean, canvas.noise(), sampler.num_steps - start)
+
     predict = predict_with(
         chunk,
         canvas.model,
@@ -33,4 +35,4 @@ def img2img_latents(canvas: Canvas) -> torch.Tensor:
         guidance_scale=stage.guidance_scale,
         reference=canvas.reference,
     )
-    return denoise(noisy, predict, sampler, start=start)
+    return canvas.denoise(noisy, predict, sampler, start=start)

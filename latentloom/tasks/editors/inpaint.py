@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
 from latentloom.tasks.editors.conditions import load_controls
 from latentloom.tasks.editors.latents import Canvas
+from latentloom.tasks.stepping import Denoise
 from latentloom.tasks.tensors import Array, frames_to_tensor
 
 
@@ -110,10 +112,11 @@ def repaint_latents(
         denoiser=with_controls(canvas.model.denoiser, controls) if controls else None,
         control=[*conditions, *beside],
     )
-    z = _start(sampler, clean, noise, strength)
-    if beside:
-        return denoise(z, predict, sampler, start=start)
-    return denoise_masked(z, predict, sampler, start=start, clean=clean, noise=noise, mask=small)
+    loop: Denoise = denoise
+    if not beside:
+        loop = partial(denoise_masked, clean=clean, noise=noise, mask=small)
+    begin = partial(_start, sampler, clean, noise, strength)
+    return canvas.denoise(begin, predict, sampler, start=start, loop=loop)
 
 
 def _start(

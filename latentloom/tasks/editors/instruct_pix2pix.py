@@ -6,7 +6,6 @@ import torch
 
 from latentloom.models.instruct import instruct_predictor, source_latents
 from latentloom.ops.microbatch import in_micro_batches
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.edits import InstructPix2PixEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.editors.latents import Canvas
@@ -39,4 +38,4 @@ def instruct_pix2pix_latents(canvas: Canvas) -> torch.Tensor:
         image_guidance_scale=stage.image_guidance_scale,
         micro_batch=chunk.micro_batch,
     )
-    return denoise(canvas.noise(), predict, model.sampler(stage.num_inference_steps))
+    return canvas.denoise(canvas.noise, predict, model.sampler(stage.num_inference_steps))

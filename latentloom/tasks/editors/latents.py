@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,10 +10,12 @@ import torch
 from latentloom.models.load import ImageModel
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.microbatch import in_micro_batches
+from latentloom.ops.sampling import Predict, denoise
 from latentloom.schemas.conditions import IPAdapterUse
 from latentloom.schemas.edits import EditStage, ReferencedEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
+from latentloom.tasks.stepping import Denoise, denoise_chunk
 from latentloom.tasks.tensors import Array, decode_to_array, frames_to_tensor, pad_to
 
 
@@ -57,6 +60,21 @@ class Canvas:
         factor, channels = self.model.vae.downscale, self.model.vae.channels
         shape = (channels, self.height // factor, self.width // factor)
         return draw_noise(self.chunk, shape).to(self.model.vae.device)
+
+    def denoise(
+        self,
+        begin: Callable[[], torch.Tensor],
+        predict: Predict,
+        sampler: Sampler,
+        *,
+        start: int = 0,
+        loop: Denoise = denoise,
+    ) -> torch.Tensor:
+        """Denoise the chunk's latents from its newest checkpoint or the start; see `denoise_chunk`."""
+        device = self.model.vae.device
+        return denoise_chunk(
+            self.chunk, begin, predict, sampler, device=device, start=start, loop=loop
+        )
 
     def decode(self, latents: torch.Tensor) -> Array:
         """Decode latents to frames, and cut off what was padded."""

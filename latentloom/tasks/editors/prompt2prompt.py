@@ -13,6 +13,7 @@ from latentloom.models.load import ImageModel
 from latentloom.models.predict import predictor
 from latentloom.models.text import CLIPText
 from latentloom.ops.prompt2prompt import (
+    Branches,
     Sharing,
     denoise_pair,
     refining,
@@ -22,9 +23,11 @@ from latentloom.ops.prompt2prompt import (
 from latentloom.ops.sampling import invert
 from latentloom.ops.words import find_word
 from latentloom.schemas.edits import Prompt2PromptEdit
+from latentloom.tasks.checkpoints import StepState
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.editors.latents import Canvas
 from latentloom.tasks.loading import embed
+from latentloom.tasks.stepping import Steps
 from latentloom.tasks.tensors import Array
 
 
@@ -57,13 +60,39 @@ def prompt2prompt_latents(canvas: Canvas) -> torch.Tensor:
     }
     as_it_is = predictor(model.denoiser, source, micro_batch=chunk.micro_batch)
     paired = paired_denoiser(stage, model, prompts)
+    saved = chunk.checkpoints.newest()
+    if saved is None:
+        begun = Branches.at(invert(canvas.encode(chunk.input_frames()), as_it_is, sampler))
+    else:
+        begun = _restored(saved.states, model.vae.device)
+    start = 0 if saved is None else saved.step
+    steps = Steps(chunk, sampler, StepState(start, _kept(begun)), lambda _, states: states[1])
+
+    def save(i: int, now: Branches) -> None:
+        states = _kept(now)
+        steps.after(i, states, states)
+
     return denoise_pair(
-        invert(canvas.encode(chunk.input_frames()), as_it_is, sampler),
+        begun,
         pair_predictor(paired, (source, target), **guidance),
         predictor(model.denoiser, target, **guidance),
         sampler,
         sharing(stage),
+        start=start,
+        on_step=save,
     )
+
+
+def _kept(branches: Branches) -> list[torch.Tensor]:
+    """Return what a checkpoint holds: both branches, and the heat in two channels of the latents' many."""
+    heat = torch.zeros_like(branches.source)
+    heat[:, :2] = branches.heat
+    return [branches.source, branches.target, heat]
+
+
+def _restored(states: Sequence[torch.Tensor], device: torch.device) -> Branches:
+    source, target, heat = (state.to(device) for state in states)
+    return Branches(source, target, heat[:, :2].contiguous())
 
 
 def sharing(stage: Prompt2PromptEdit) -> Sharing:

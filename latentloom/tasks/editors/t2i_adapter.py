@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from latentloom.models.adapter import with_adapters
-from latentloom.ops.sampling import denoise
 from latentloom.schemas.edits import T2IAdapterEdit
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
@@ -34,4 +33,6 @@ def t2i_adapter_latents(canvas: Canvas) -> torch.Tensor:
         denoiser=with_adapters(canvas.model.denoiser, adapters),
         control=features,
     )
-    return denoise(noised(canvas, sampler, stage.strength), predict, sampler, start=start)
+    return canvas.denoise(
+        lambda: noised(canvas, sampler, stage.strength), predict, sampler, start=start
+    )
