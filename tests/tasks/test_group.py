@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_a_chunk_that_reads_the_one_before_waits_for_its_record(
     """As where a window begins with what the one before it ended with."""
     stage = plan.by_name["encode"]
     overlapping = tuple(
-        chunk.model_copy(update={"stop": chunk.stop + 1}) if index < 2 else chunk
+        replace(chunk, stop=chunk.stop + 1) if index < 2 else chunk
         for index, chunk in enumerate(stage.chunks)
     )
     chained = stage.model_copy(update={"in_order": True, "chunks": overlapping})
