@@ -44,9 +44,9 @@ def test_reading_computing_and_committing_go_on_at_once(
     meeting = threading.Barrier(3, timeout=PATIENCE_SECONDS)
     threads: dict[str, int] = {}
 
-    def meet(name: str) -> None:
+    def meet(name: str) -> int:
         threads[name] = threading.get_ident()
-        meeting.wait()
+        return meeting.wait()
 
     first, second, third = (chunk.start for chunk in plan.by_name["encode"].chunks)
     _before(monkeypatch, OpenChunk, "read_ahead", lambda c: c.chunk.start == third and meet("read"))
@@ -155,7 +155,7 @@ def test_asked_to_stop_it_finishes_the_chunk_at_hand_and_begins_no_other(
     monkeypatch.setenv("LATENTLOOM_STOP_FILE", str(stop))
     # The next chunk is ready by then, and is not begun all the same.
     ready = threading.Event()
-    _before(monkeypatch, OpenChunk, "read_ahead", lambda c: c.chunk.start and ready.set())
+    _before(monkeypatch, OpenChunk, "read_ahead", lambda c: ready.set() if c.chunk.start else None)
 
     def stop_meanwhile(chunk: OpenChunk) -> Any:
         assert ready.wait(PATIENCE_SECONDS)
