@@ -92,7 +92,12 @@ def work_through(
     work = _Work(store, plan, Journal(store, run_id))
     try:
         with closing(one_ahead(work.open(plan.by_name[stage_name], indices, step))) as opened:
-            one_behind(map(work.compute, opened), work.commit)
+            try:
+                one_behind(map(work.compute, opened), work.commit)
+            except BaseException:
+                # Who reads ahead must not wait for what will not come.
+                work.flights.abandon()
+                raise
     finally:
         work.flights.release()
         work.journal.flush()
@@ -156,15 +161,11 @@ class _Work:
     def compute(self, ready: _Ready) -> _Computed:
         """Compute a chunk."""
         stage, chunk = ready.chunk.stage, ready.chunk.chunk
-        try:
-            _check_stop(stage, ready.index)
-            self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
-            begun = time.monotonic()
-            with _explained(stage, ready.index):
-                array = STAGES[stage.op](ready.chunk)
-        except BaseException:
-            self.flights.abandon()
-            raise
+        _check_stop(stage, ready.index)
+        self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
+        begun = time.monotonic()
+        with _explained(stage, ready.index):
+            array = STAGES[stage.op](ready.chunk)
         before, self.ended = self.ended, time.monotonic()
         ready.chunk.forget_inputs()
         return _Computed(
