@@ -4,7 +4,9 @@
 
 Both run in this process, one after the other, on the embedded models. Start-up is reported apart: the
 server, and a first flow over a clip of 16 frames, as the bare script warms its models up before its time is
-taken. The bare script keeps every array in memory; encoding and joining the video are part of both.
+taken. The bare script keeps every array in memory; encoding and joining the video are part of both. The
+flow's time is taken apart into what its thread of models did or waited for, what Prefect added, and the rest;
+the lines add up to it. The disk is measured beside: a sync, and chunks committed against plain files saved.
 """
 
 from __future__ import annotations
@@ -14,42 +16,38 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.bare import run_bare, warm_up
 from latentloom.flows import engine
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.example import SCENE
 from latentloom.flows.resolve import resolve
 from latentloom.flows.runs import register
 from latentloom.media.write import write_video
+from latentloom.schemas.base import digest
 from latentloom.schemas.load import validate_recipe
 from latentloom.schemas.plan import Plan
 from latentloom.sprites.render import FPS, render
 from latentloom.storage.store import Store
-from latentloom.tasks import publish
-from latentloom.tasks.chunk import OpenChunk
-from latentloom.tasks.group import STAGES
-from latentloom.tasks.loading import PlanModels, use_profile
+from latentloom.tasks.group import work_through
+from latentloom.tasks.publish import publish
 
+ResultT = TypeVar("ResultT")
+Seconds = dict[str, float]
+Latents = NDArray[np.float32]
 SHORT_FRAMES = 16
-
-
-class Memory:
-    """Chunks in a dictionary: what a bare script would do."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[str, Any] = {}
-
-    def read(self, key: str) -> Any:
-        """Return a chunk."""
-        return self.arrays[key]
 
 
 def main() -> None:
@@ -62,13 +60,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), options.frames, options.steps)
     for name, value in rows.items():
-        print(f"{name:24} {value:10.4f}")
+        if isinstance(value, dict):
+            print(name)
+            for part, seconds in value.items():
+                print(f"    {part:24} {seconds:10.4f}")
+        else:
+            print(f"{name:28} {value:10.4f}")
     if options.json:
         print(json.dumps(rows))
 
 
-def measure(folder: Path, num_frames: int, num_steps: int) -> dict[str, float]:
-    """Run both, and return seconds and their ratio."""
+def measure(folder: Path, num_frames: int, num_steps: int) -> dict[str, Any]:
+    """Run both, and return seconds, their ratios and where they went."""
     clip = folder / "clip.mp4"
     write_video(clip, render(SCENE, num_frames), Fraction(FPS))
     short = folder / "short.mp4"
@@ -76,33 +79,87 @@ def measure(folder: Path, num_frames: int, num_steps: int) -> dict[str, float]:
     store = Store.open(str(folder / "store"))
     plan = make_plan(store, clip, folder / "flow.mp4", num_steps)
     short_plan = make_plan(store, short, folder / "short-flow.mp4", num_steps)
-    bare_seconds = in_a_thread(partial(time_bare, plan, folder / "bare.mp4"))
+    bare_seconds, computing = in_a_thread(partial(time_bare, plan, folder / "bare.mp4"))
+    models = sum(seconds for name, seconds in computing.items() if plan.by_name[name].models)
 
     begun = time.perf_counter()
     engine.quiet_environment()
-    with engine.session() as runner:
-        run_flow(store, short_plan, runner)
+    with engine.session() as session:
+        run_flow(store, short_plan, session.runner)
         startup_seconds = time.perf_counter() - begun
-        begun = time.perf_counter()
-        run_flow(store, plan, runner)
-        flow_seconds = time.perf_counter() - begun
+        with stopwatches() as watches:
+            begun = time.perf_counter()
+            run = run_flow(store, plan, session.runner)
+            flow_seconds = time.perf_counter() - begun
     assert (folder / "flow.mp4").read_bytes() == (folder / "bare.mp4").read_bytes()
     return {
         "frames": num_frames,
         "bare_seconds": bare_seconds,
+        "bare_model_seconds": models,
         "flow_seconds": flow_seconds,
         "startup_seconds": startup_seconds,
-        "fsync_seconds": fsync_seconds(folder),
         "ratio": flow_seconds / bare_seconds,
+        "ratio_to_models": flow_seconds / models,
+        "breakdown": take_apart(store, plan, run, flow_seconds, watches),
+        "fsync_seconds": fsync_seconds(folder),
+        "commit_mib_per_second": throughput(lambda i, array: _commit(store, i, array)),
+        "save_mib_per_second": throughput(lambda i, array: _save(folder / f"{i}.npy", array)),
     }
 
 
-def run_flow(store: Store, plan: Plan, runner: Any) -> None:
-    """Register a plan and run it as a Prefect flow."""
+def take_apart(
+    store: Store, plan: Plan, run: str, total: float, watches: Seconds
+) -> dict[str, float]:
+    """Say where the seconds of a flow went; the parts add up to its total."""
+    parts = dict.fromkeys(("model", "encode", "decode", "store", "prefect", "rest"), 0.0)
+    kept = 0.0
+    for event in store.events(run):
+        if event.kind != "chunk_computed" or event.stage is None or event.seconds is None:
+            continue
+        stage, compute = plan.by_name[event.stage], float(str(event.detail["compute_seconds"]))
+        parts["model" if stage.models else "encode"] += compute
+        # What is not computing is waiting: for inputs, or for the commit of the chunk before.
+        parts["decode" if "decode_video" in stage.inputs else "store"] += event.seconds - compute
+        kept += event.seconds
+    parts["encode"] += watches["publish"]
+    parts["store"] += watches["work_through"] - kept
+    parts["prefect"] = watches["submit"] - watches["work_through"]
+    parts["rest"] = total - watches["submit"] - watches["publish"]
+    return parts
+
+
+@contextmanager
+def stopwatches() -> Iterator[Seconds]:
+    """Count the seconds of task groups, of handing them to Prefect, and of publishing."""
+    from latentloom.flows import edit
+
+    watches = defaultdict[str, float](float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                watches[name] += time.perf_counter() - begun
+
+        return call
+
+    with (
+        patch("latentloom.flows.edit.work_through", timed("work_through", work_through)),
+        patch("latentloom.flows.edit._submit", timed("submit", edit._submit)),
+        patch("latentloom.flows.execute.publish", timed("publish", publish)),
+    ):
+        yield watches
+
+
+def run_flow(store: Store, plan: Plan, runner: Any) -> str:
+    """Register a plan and run it as a Prefect flow; returns the run's id."""
     from latentloom.flows import edit
 
     state = register(store, plan)
     edit.edit_video.with_options(task_runner=runner)(store=store.uri, run=state.run)
+    return state.run
 
 
 def make_plan(store: Store, clip: Path, output: Path, num_steps: int) -> Plan:
@@ -133,7 +190,7 @@ def make_plan(store: Store, clip: Path, output: Path, num_steps: int) -> Plan:
     return compile_plan(recipe, resolve(recipe, store))
 
 
-def in_a_thread(work: Callable[[], float]) -> float:
+def in_a_thread(work: Callable[[], ResultT]) -> ResultT:
     """Call a function in a thread that ends with it, as the flow's tasks run in one of Prefect's.
 
     OpenMP keeps a team of threads for every thread that has computed; while two teams live, more threads
@@ -143,42 +200,32 @@ def in_a_thread(work: Callable[[], float]) -> float:
         return executor.submit(work).result()
 
 
-def time_bare(plan: Plan, output: Path) -> float:
-    """Return the seconds that the bare script takes once the models are loaded."""
+def time_bare(plan: Plan, output: Path) -> tuple[float, Seconds]:
+    """Return the seconds that the bare script takes once the models are loaded, and its stages'."""
     warm_up(plan)
     begun = time.perf_counter()
-    run_bare(plan, output)
-    return time.perf_counter() - begun
+    computing = run_bare(plan, output)
+    return time.perf_counter() - begun, computing
 
 
-def warm_up(plan: Plan) -> None:
-    """Load the models, so that neither side pays for it."""
-    use_profile(plan)
-    memory = Memory()
-    for stage in plan.stages[1:-1]:
-        compute(memory, plan, stage.name, 0, PlanModels(plan))
+def throughput(write: Callable[[int, Latents], object], times: int = 50) -> float:
+    """Return the MiB a second at which latents of 1 MiB become durable."""
+    array = np.random.default_rng(0).standard_normal((16, 4, 64, 64), np.float32)
+    begun = time.perf_counter()
+    for index in range(times):
+        write(index, array)
+    return times * array.nbytes / 2**20 / (time.perf_counter() - begun)
 
 
-def run_bare(plan: Plan, output: Path) -> None:
-    """Make every chunk in order, in memory, and write the video."""
-    use_profile(plan)
-    memory, models = Memory(), PlanModels(plan)
-    for stage in plan.stages:
-        for index in range(len(stage.chunks)):
-            compute(memory, plan, stage.name, index, models)
-    publish.join(cast(Store, memory), plan, output)
+def _commit(store: Store, index: int, array: Latents) -> None:
+    store.commit(digest(["throughput", index]), array, start=0, stop=len(array))
 
 
-def compute(memory: Memory, plan: Plan, name: str, index: int, models: PlanModels) -> None:
-    """Make one chunk, and what it reads where that is missing."""
-    stage = plan.by_name[name]
-    for upstream, read in zip(stage.inputs, stage.chunks[index].reads, strict=True):
-        for other in read:
-            if plan.by_name[upstream].chunks[other].key not in memory.arrays:
-                compute(memory, plan, upstream, other, models)
-    bare = stage.model_copy(update={"checkpoints": ()})
-    chunk = OpenChunk(cast(Store, memory), plan, bare, stage.chunks[index], models)
-    memory.arrays[stage.chunks[index].key] = STAGES[stage.op](chunk)
+def _save(path: Path, array: Latents) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def fsync_seconds(folder: Path, times: int = 50) -> float:

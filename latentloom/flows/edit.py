@@ -252,11 +252,16 @@ def _call_ticks() -> None:
 _plans: dict[tuple[str, str], Plan] = {}
 
 
+def keep_plan(store: str, run: str, plan: Plan) -> None:
+    """Have flows of this process use a plan that is at hand, instead of reading another copy of it."""
+    _plans.clear()
+    _plans[store, run] = plan
+
+
 def _plan_of(store: str, run: str) -> Plan:
     """Return a run's plan, read once per process."""
     if (store, run) not in _plans:
-        _plans.clear()
-        _plans[store, run] = read_plan(Store.open(store, create=False), run)
+        keep_plan(store, run, read_plan(Store.open(store, create=False), run))
     return _plans[store, run]
 
 

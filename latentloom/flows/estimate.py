@@ -1,7 +1,7 @@
 """Predict memory and store bytes from configurations, before anything runs.
 
-The constants were measured on a CPU with float32 weights; ``benchmarks/memory.py`` prints them beside what a
-run took. A measurement of an earlier run with the same models, shapes and profile replaces the formula.
+The constants were measured on a CPU with float32 weights. A measurement of an earlier run with the same
+models, shapes and profile replaces the formula.
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ def run_on(
     """
     from latentloom.flows import edit
 
+    edit.keep_plan(store.uri, run, plan)
     with ExitStack() as held:
         held.enter_context(edit.ticking(tick))
         if session.cluster is not None:

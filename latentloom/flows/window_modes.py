@@ -7,6 +7,7 @@ handoff: the key of a window covers the window before it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Final
 
@@ -98,7 +99,7 @@ def with_steps(stage: PlannedStage, bound: BoundStage) -> PlannedStage:
     bases = tuple(chunk.key for chunk in stage.chunks)
     keys = StepKeys(bases, *stage.bounds)
     chunks = tuple(
-        chunk.model_copy(update={"key": keys.key(len(steps) - 1, index)})
+        replace(chunk, key=keys.key(len(steps) - 1, index))
         for index, chunk in enumerate(stage.chunks)
     )
     frames = sum(chunk.num_frames for chunk in chunks) * prod(stage.frame_shape)

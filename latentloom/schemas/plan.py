@@ -6,10 +6,12 @@ A chunk is addressed by its stage's name and its index there, and proved by its 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from latentloom.schemas.base import Schema, digest
 from latentloom.schemas.facts import Facts
@@ -36,12 +38,16 @@ class StageVariant(Schema):
     """Seed in force."""
 
 
-class PlannedChunk(Schema):
-    """Consecutive frames of one stage that one record proves."""
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class PlannedChunk:
+    """Consecutive frames of one stage that one record proves.
+
+    A plan of hours holds a hundred thousand of them: with slots each takes a quarter of what a model does.
+    """
 
     key: str
     """Chunk key."""
-    start: int = Field(ge=0)
+    start: Annotated[int, Field(ge=0)]
     """First absolute source frame."""
     stop: int
     """One past the last."""
@@ -128,7 +134,7 @@ class PlannedStage(Schema):
 
     def chunk_at(self, index: int, step: int | None = None) -> PlannedChunk:
         """Return a chunk as it is after a step; after all of them by default."""
-        return self.chunks[index].model_copy(update={"key": self.key_at(index, step)})
+        return replace(self.chunks[index], key=self.key_at(index, step))
 
     def keys_at(self, step: int) -> list[str]:
         """Return the keys of all windows after a step."""

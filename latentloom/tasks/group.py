@@ -99,12 +99,17 @@ def work_through(
         ready = work.open(plan.by_name[stage_name], indices, step, until_step=until_step)
         with closing(one_ahead(ready)) as opened:
             computed = (done for done in map(work.compute, opened) if done is not None)
-            if step is None:
-                one_behind(computed, work.commit)
-            else:
-                # Not behind: a kill then costs no more than the window at hand.
-                for done in computed:
-                    work.commit(done)
+            try:
+                if step is None:
+                    one_behind(computed, work.commit)
+                else:
+                    # Not behind: a kill then costs no more than the window at hand.
+                    for done in computed:
+                        work.commit(done)
+            except BaseException:
+                # Who reads ahead must not wait for what will not come.
+                work.flights.abandon()
+                raise
     finally:
         work.flights.release()
         work.journal.flush()
@@ -184,9 +189,6 @@ class _Work:
         except StepReached:
             self._stand(ready)
             return None
-        except BaseException:
-            self.flights.abandon()
-            raise
         before, self.ended = self.ended, time.monotonic()
         ready.chunk.forget_inputs()
         return _Computed(

@@ -28,7 +28,7 @@ def one_ahead(items: Iterator[ItemT]) -> Generator[ItemT]:
 
         def take() -> Future[ItemT | None]:
             # Prefect finds the run that a log line belongs to in the context.
-            return reader.submit(copy_context().run, next, items, None)
+            return reader.submit(copy_context().run, lambda: next(items, None))
 
         coming = take()
         while (item := coming.result()) is not None:

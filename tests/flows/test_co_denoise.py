@@ -359,15 +359,15 @@ def test_store_that_fills_up_in_step_7_of_20_is_resumable(
     plan = make_plan(store, clip, stages)
     run_here(other, plan)
     disk = FailFrom(LocalBackend(tmp_path / "store"), sys.maxsize)
-    smooth = group.STAGES["smooth"]
+    second, commit = plan.by_name["smooth"].key_at(1, 7), Store.commit
 
-    def fill_up(chunk: OpenChunk) -> Any:
-        if chunk.step == 7 and chunk.chunk.start > 0:
+    def fill_up(self: Store, key: str, *arguments: Any, **named: Any) -> Any:
+        if key == second:
             disk.fail_from(disk.writes + 1)
-        return smooth(chunk)
+        return commit(self, key, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setitem(group.STAGES, "smooth", fill_up)
+        patch.setattr(Store, "commit", fill_up)
         with pytest.raises(ResourceError) as caught:
             execute(Store(disk), plan, register(store, plan))
     assert caught.value.exit_code == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def plan(store: Store, tmp_path: Path) -> Plan:
     return compile_small(store, make_clip(tmp_path / "clip.mp4"), None, stages=STAGES[:1])
 
 
+def in_order(plan: Plan) -> Plan:
+    """Return the plan with chunks that read the one before, as windows do that hand over."""
+    stage = plan.by_name["encode"]
+    overlapping = tuple(
+        replace(chunk, stop=chunk.stop + 1) if index < 2 else chunk
+        for index, chunk in enumerate(stage.chunks)
+    )
+    chained = stage.model_copy(update={"in_order": True, "chunks": overlapping})
+    return Plan.model_validate(plan.model_dump() | {"stages": (plan.stages[0], chained)})
+
+
 def test_reading_computing_and_committing_go_on_at_once(
     store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,9 +55,9 @@ def test_reading_computing_and_committing_go_on_at_once(
     meeting = threading.Barrier(3, timeout=PATIENCE_SECONDS)
     threads: dict[str, int] = {}
 
-    def meet(name: str) -> None:
+    def meet(name: str) -> int:
         threads[name] = threading.get_ident()
-        meeting.wait()
+        return meeting.wait()
 
     first, second, third = (chunk.start for chunk in plan.by_name["encode"].chunks)
     _before(monkeypatch, OpenChunk, "read_ahead", lambda c: c.chunk.start == third and meet("read"))
@@ -82,14 +94,7 @@ def test_one_chunk_is_behind_at_most(
 def test_a_chunk_that_reads_the_one_before_waits_for_its_record(
     store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a window begins with what the one before it ended with."""
-    stage = plan.by_name["encode"]
-    overlapping = tuple(
-        chunk.model_copy(update={"stop": chunk.stop + 1}) if index < 2 else chunk
-        for index, chunk in enumerate(stage.chunks)
-    )
-    chained = stage.model_copy(update={"in_order": True, "chunks": overlapping})
-    linked = Plan.model_validate(plan.model_dump() | {"stages": (plan.stages[0], chained)})
+    linked = in_order(plan)
 
     def add_to_the_one_before(chunk: OpenChunk) -> Any:
         shared = chunk.handed_over()
@@ -98,7 +103,20 @@ def test_a_chunk_that_reads_the_one_before_waits_for_its_record(
 
     monkeypatch.setitem(group.STAGES, "encode", add_to_the_one_before)
     work_through(store, linked, RUN, "encode", range(3))
-    assert [store.read(chunk.key).max() for chunk in stage.chunks] == [1, 2, 3]
+    chunks = linked.by_name["encode"].chunks
+    assert [store.read(chunk.key).max() for chunk in chunks] == [1, 2, 3]
+
+
+def test_a_chunk_that_waits_for_one_that_cannot_be_committed_is_given_up(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ResourceError("disk full")
+
+    monkeypatch.setattr(Store, "commit", fail)
+    with pytest.raises(ResourceError, match="disk full"):
+        work_through(store, in_order(plan), RUN, "encode", range(3))
+    assert store.backend.names(layout.LEASES) == []
 
 
 def test_an_error_leaves_the_chunk_before_committed_and_no_lease(
@@ -154,7 +172,7 @@ def test_asked_to_stop_it_finishes_the_chunk_at_hand_and_begins_no_other(
     monkeypatch.setenv("LATENTLOOM_STOP_FILE", str(stop))
     # The next chunk is ready by then, and is not begun all the same.
     ready = threading.Event()
-    _before(monkeypatch, OpenChunk, "read_ahead", lambda c: c.chunk.start and ready.set())
+    _before(monkeypatch, OpenChunk, "read_ahead", lambda c: ready.set() if c.chunk.start else None)
 
     def stop_meanwhile(chunk: OpenChunk) -> Any:
         assert ready.wait(PATIENCE_SECONDS)
