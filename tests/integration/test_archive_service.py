@@ -29,8 +29,8 @@ from tests.integration.services import (
     Server,
     postgres,
     postgres_folder,
-    wait_until,
 )
+from tests.lasting import wait_for
 from tests.runs import compile_small, make_recipe_data, run_here
 from tests.yaml import write_yaml
 
@@ -159,7 +159,7 @@ class Service:
         """Submit the batch, and wait until every flow run has ended."""
         leader = self.submit()
         active = {"SCHEDULED", "PENDING", "RUNNING", "CANCELLING"}
-        wait_until(
+        wait_for(
             lambda: (
                 self.flow_runs()[leader] not in active
                 and not active & set(self.flow_runs().values())
@@ -244,11 +244,11 @@ def test_archive_survives_what_goes_wrong_around_it(service: Service) -> None:
     service.prepare()
     workers = [service.worker("one"), service.worker("two")]
     service.submit()
-    wait_until(lambda: service.num_done() >= 4, "the first videos", seconds=600)
+    wait_for(lambda: service.num_done() >= 4, "the first videos", seconds=600)
 
     service.server.kill()
     service.server.start()
-    wait_until(lambda: service.num_done() >= 9, "videos after the restart", seconds=600)
+    wait_for(lambda: service.num_done() >= 9, "videos after the restart", seconds=600)
     by_pid = {record.pid for record in service.records().values() if record.pid}
     assert len(by_pid) == 2, "both workers take part"
 
