@@ -40,10 +40,10 @@ class Settings(Schema):
 
     store: str | None = Field(default=None, min_length=1)
     """Where chunks and runs lie: a path or an fsspec URI."""
-    credentials: str | None = Field(default=None, min_length=1)
-    """Name of a Secret block on the Prefect server with options for remote files."""
     workers: int | None = Field(default=None, ge=1, le=256)
     """Worker processes of a run."""
+    credentials: str | None = Field(default=None, min_length=1)
+    """Name of a Secret block on the Prefect server with options for remote files."""
     scheduler: str | None = Field(default=None, min_length=1)
     """Address of a Dask scheduler whose workers run the task groups, such as ``tcp://10.0.0.5:8786``."""
     routes: dict[str, str] = Field(default_factory=dict)

@@ -9,18 +9,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from tests.lasting import PATIENCE_SECONDS, wait_for
+
 LOOPBACK = "127.0.0.1"
-START_SECONDS = 240.0
-"""A machine that is busy with other work may take long; nothing is timed here."""
 AUTHORITY = "operator:not-a-secret"
 
 
@@ -29,14 +28,6 @@ def free_port() -> int:
     with socket.create_server((LOOPBACK, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def wait_until(holds: Callable[[], bool], what: str, *, seconds: float = START_SECONDS) -> None:
-    """Wait for something to hold; the limit only ends a test that hangs."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
 
 
 def postgres_folder() -> Path | None:
@@ -76,7 +67,7 @@ def postgres(programs: Path) -> Iterator[str]:
 
         call("initdb", "--username=prefect", "--auth=trust", "--no-sync")
         options = f"-h {LOOPBACK} -p {port} -k {folder} -c fsync=off"
-        call("pg_ctl", "start", "-w", "-t", str(int(START_SECONDS)), "-o", options)
+        call("pg_ctl", "start", "-w", "-t", str(int(PATIENCE_SECONDS)), "-o", options)
         try:
             yield f"postgresql+asyncpg://prefect@{LOOPBACK}:{port}/postgres"
         finally:
@@ -153,7 +144,7 @@ class Server:
             self._folder / "server.log", self._env, "prefect", "server", "start", *place
         )
         self._process = process
-        wait_until(lambda: not process.is_alive() or self.is_healthy(), "Prefect's server")
+        wait_for(lambda: not process.is_alive() or self.is_healthy(), "Prefect's server")
         assert process.is_alive(), process.log.read_text()
 
     def kill(self) -> None:
