@@ -19,6 +19,7 @@ import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker, WorkerPlugin
 
 from latentloom.errors import LatentloomError, UsageError
+from latentloom.flows.credentials import use_credentials
 from latentloom.flows.environment import environment, prefect_settings
 from latentloom.flows.need import Need
 from latentloom.flows.routing import GPU, resources_needed
@@ -124,23 +125,28 @@ class Preparation(WorkerPlugin):
         self.server = os.environ["PREFECT_API_URL"]
 
     async def setup(self, worker: Worker) -> None:
-        """Check what the worker has, and load models in the thread that will use them.
+        """Check what the worker has, and put the loading of models before its first task of the run.
 
         Raises:
             LatentloomError: If the worker cannot take part.
         """
-        forget_stop(self.run)
-        _check_server(self.server, worker.address)
         try:
-            plan = read_plan(Store.open(self.store, create=False), self.run)
+            plan = await asyncio.to_thread(self.check)
         except LatentloomError as error:
             raise type(error)(f"worker {worker.address}: {error}") from error
-        _check_versions(plan, worker.address)
-        on_device = plan.facts.machine.device == "cuda"
-        if on_device and GPU not in worker.state.total_resources:
-            return
-        loop, executor = asyncio.get_running_loop(), worker.executors["default"]
-        await loop.run_in_executor(executor, _load, plan, self.stages)
+        if plan.facts.machine.device == "cpu" or GPU in worker.state.total_resources:
+            # In the thread of its tasks, behind those of other runs: nobody waits for them here.
+            worker.executors["default"].submit(_load, plan, self.stages)
+
+    def check(self) -> Plan:
+        """Return the plan if this process can work on it."""
+        forget_stop(self.run)
+        _check_server(self.server)
+        with prefect_settings():
+            use_credentials()
+        plan = read_plan(Store.open(self.store, create=False), self.run)
+        _check_versions(plan)
+        return plan
 
 
 def check_address(address: str) -> None:
@@ -267,24 +273,24 @@ def _dask_settings(threading: Mapping[str, str], folder: Path) -> dict[str, Any]
     }
 
 
-def _check_server(server: str, address: str) -> None:
-    """Refuse a worker that is bound to another Prefect server."""
+def _check_server(server: str) -> None:
+    """Refuse to be a worker that is bound to another Prefect server."""
     known = os.environ.setdefault("PREFECT_API_URL", server)
     if known != server:
         raise UsageError(
-            f"worker {address} reports to the Prefect server {known}, this run to {server}; start"
-            " worker and run with one PREFECT_API_URL"
+            f"it reports to the Prefect server {known}, the run to {server}; start both with one"
+            " PREFECT_API_URL"
         )
 
 
-def _check_versions(plan: Plan, address: str) -> None:
-    """Refuse a worker whose results could differ in the last bits."""
+def _check_versions(plan: Plan) -> None:
+    """Refuse to be a worker whose results could differ in the last bits."""
     machine = plan.facts.machine
     for package, wanted in (("torch", machine.torch), ("av", machine.av)):
         if version(package) != wanted:
             raise UsageError(
-                f"worker {address} has {package} {version(package)}, the plan was made for {wanted};"
-                " install one version everywhere, since the last bits depend on it"
+                f"it has {package} {version(package)}, the plan was made for {wanted}; install one"
+                " version everywhere, since the last bits depend on it"
             )
 
 

@@ -80,9 +80,10 @@ class Desk:
         write_yaml(folder / "recipe.yaml", data)
         write_yaml(folder / "config.yaml", {"scheduler": farm.address, **settings})
 
-    def start(self, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        words = words or ("-m", "latentloom", "run", "recipe.yaml", "--json")
         return subprocess.Popen(
-            [sys.executable, "-m", "latentloom", "run", "recipe.yaml", "--json"],
+            [sys.executable, *words],
             cwd=self.folder,
             env={
                 **os.environ,
@@ -159,6 +160,20 @@ def test_models_are_loaded_once_per_worker_and_kept(tmp_path: Path, farm: Farm) 
         assert run.returncode == 0, stderr
         (loads,) = client.run(lambda: load_image_model.cache_info().misses).values()
     assert loads == 1
+
+
+def test_deployment_uses_the_scheduler_that_its_workers_settings_name(
+    tmp_path: Path, farm: Farm
+) -> None:
+    desk = Desk(tmp_path, farm)
+    code = "from latentloom.flows.deployed import edit_recipe; edit_recipe('recipe.yaml')"
+    run = desk.start("-c", code)
+    _, stderr = run.communicate(timeout=PATIENCE_SECONDS)
+    assert run.returncode == 0, stderr
+    workers = {event.worker for event in desk.events() if event.kind == "chunk_computed"}
+    assert workers
+    assert not any(worker.endswith(f"-{run.pid}") for worker in workers)
+    assert (tmp_path / "out.mp4").exists()
 
 
 def test_first_interrupt_reaches_workers_of_the_scheduler(tmp_path: Path, farm: Farm) -> None:
