@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentloom.errors import ResourceError
 from latentloom.flows import execute as execution
 from latentloom.flows import sweep
 from latentloom.flows.execute import execute
-from latentloom.flows.inspect import describe_run, kept_keys
-from latentloom.flows.need import Need, find_need
 from latentloom.flows.progress import Progress, StageProgress
 from latentloom.flows.runs import register
 from latentloom.models.schedulers import Sampler
@@ -23,25 +19,23 @@ from latentloom.ops.blend import blend
 from latentloom.ops.fuse import fuse
 from latentloom.ops.sampling import Predict
 from latentloom.schemas.plan import Plan
-from latentloom.schemas.run import RunState
-from latentloom.storage.local import LocalBackend
-from latentloom.storage.maintenance import prune, verify
 from latentloom.storage.store import Store
 from latentloom.tasks import group
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import predict_with
 from latentloom.tasks.loading import PlanModels
-from tests.runs import STAGES, compile_small, computed, make_clip, run_here
-from tests.storage.faults import FailFrom
-
-STEPS = 4
-WINDOWS = {"size": 8, "overlap": 3, "mode": "co_denoise"}
-SMOOTH: list[dict[str, Any]] = [
-    {"op": "encode"},
-    {"op": "invert", "num_inference_steps": STEPS},
-    {"op": "smooth", "guidance_scale": 2.0},
-]
-FUSE = [SMOOTH[0], SMOOTH[1], STAGES[2] | {"tau": 2, "schedule": "constant"}]
+from tests.meeting import (
+    FUSE,
+    SMOOTH,
+    STEPS,
+    WINDOWS,
+    as_pairs,
+    done,
+    foretold,
+    make_plan,
+    read_all,
+)
+from tests.runs import computed, make_clip, run_here
 
 
 @pytest.fixture(scope="module")
@@ -52,35 +46,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "store"))
-
-
-def make_plan(store: Store, clip: Path, stages: list[dict[str, Any]], **changes: Any) -> Plan:
-    return compile_small(store, clip, None, **({"stages": stages, "windows": WINDOWS} | changes))
-
-
-def read_all(store: Store, plan: Plan, name: str) -> bytes:
-    return b"".join(store.read(chunk.key).tobytes() for chunk in plan.by_name[name].chunks)
-
-
-def foretold(store: Store, plan: Plan) -> Need:
-    present = store.present(list(plan.keys()))
-    return find_need(plan, present, published=False, look=store.present)
-
-
-def done(store: Store, state: RunState) -> dict[str, list[tuple[int, int]]]:
-    """Return step and index of every window that a run took to a step, by stage."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    for event in store.events(state.run):
-        if event.kind == "chunk_computed" and "step" in event.detail:
-            step, index = event.detail["step"], event.index
-            assert isinstance(step, int)
-            assert index is not None
-            found.setdefault(event.stage or "", []).append((step, index))
-    return {name: sorted(pairs) for name, pairs in found.items()}
-
-
-def as_pairs(need: Need, name: str) -> list[tuple[int, int]]:
-    return sorted((step.step, index) for step in need.steps[name] for index in step.windows)
 
 
 class Oracle:
@@ -261,121 +226,6 @@ def test_float16_stage_steps_in_float32(store: Store, clip: Path) -> None:
     chunk, other = (p.by_name["smooth"].chunks[1] for p in (plan, full))
     assert store.read(chunk.key).dtype == np.float16
     np.testing.assert_allclose(store.read(chunk.key), store.read(other.key), atol=0.05)
-
-
-def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, index: int) -> None:
-    stage = group.STAGES["smooth"]
-
-    def die(chunk: OpenChunk) -> Any:
-        if chunk.step == step and chunk.chunk == chunk.stage.chunk_at(index, step):
-            raise ResourceError("as if the machine were full")
-        return stage(chunk)
-
-    monkeypatch.setitem(group.STAGES, "smooth", die)
-
-
-def test_stopped_run_goes_on_within_its_step(
-    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(store, clip, SMOOTH)
-    count = len(plan.by_name["smooth"].chunks)
-    other = Store.open(str(tmp_path / "other"))
-    run_here(other, plan)
-    with monkeypatch.context() as patch:
-        stop_in(patch, step=3, index=2)
-        with pytest.raises(ResourceError):
-            run_here(store, plan)
-    kept = kept_keys(store)
-    taken = prune(store, keep=kept, min_age_seconds=0, orphan_age_seconds=0)
-    assert "chunk" not in {removed.kind for removed in taken.removed}
-    row = describe_run(store, store.runs()[-1])["stages"][-1]
-    assert row["step"] == {"step": 3, "last": 4, "windows": 2}
-    before = done(store, run_state(store))["smooth"]
-    state = run_here(store, plan)
-    assert done(store, state)["smooth"] == sorted(
-        {(s, i) for s in (1, 2, 3, 4) for i in range(count)}
-    )
-    assert len(before) == 2 * count + 2
-    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
-    assert store.present(list(plan.keys())) == set(plan.keys())
-    assert not store.present([k for s in (1, 2, 3) for k in plan.by_name["smooth"].keys_at(s)])
-
-
-def run_state(store: Store) -> RunState:
-    return RunState.model_validate({"run": store.runs()[-1], "name": "", "plan": "", "source": ""})
-
-
-def test_damaged_window_between_steps_is_made_again(
-    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(store, clip, SMOOTH)
-    smooth = plan.by_name["smooth"]
-    other = Store.open(str(tmp_path / "other"))
-    run_here(other, plan)
-    with monkeypatch.context() as patch:
-        stop_in(patch, step=4, index=0)
-        with pytest.raises(ResourceError):
-            run_here(store, plan)
-    record = store.find(smooth.key_at(1, 3))
-    assert record is not None
-    (path,) = Path(store.uri, record.object).glob("c.*")
-    data = bytearray(path.read_bytes())
-    data[5] ^= 1
-    path.write_bytes(bytes(data))
-    run_here(store, plan)
-    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
-    assert verify(store).damages == []
-
-
-def test_steps_that_another_run_deletes_are_taken_again(
-    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stages = [SMOOTH[0], SMOOTH[1] | {"model": "image"}, SMOOTH[2]]
-    plan, other = make_plan(store, clip, stages), Store.open(str(tmp_path / "other"))
-    run_here(other, plan)
-    smooth, stage = plan.by_name["smooth"], group.STAGES["smooth"]
-    deleted = False
-
-    def lose(chunk: OpenChunk) -> Any:
-        nonlocal deleted
-        if chunk.step == 3 and chunk.chunk.start > 8 and not deleted:
-            deleted = True
-            for key in smooth.keys_at(1) + smooth.keys_at(2):
-                store.delete(key)
-        return stage(chunk)
-
-    monkeypatch.setitem(group.STAGES, "smooth", lose)
-    run_here(store, plan)
-    assert deleted
-    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
-
-
-def test_store_that_fills_up_in_step_7_of_20_is_resumable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", 12)
-    stages = [SMOOTH[0], SMOOTH[1] | {"model": "image", "num_inference_steps": 20}, SMOOTH[2]]
-    store, other = (Store.open(str(tmp_path / name)) for name in ("store", "other"))
-    plan = make_plan(store, clip, stages)
-    run_here(other, plan)
-    disk = FailFrom(LocalBackend(tmp_path / "store"), sys.maxsize)
-    second, commit = plan.by_name["smooth"].key_at(1, 7), Store.commit
-
-    def fill_up(self: Store, key: str, *arguments: Any, **named: Any) -> Any:
-        if key == second:
-            disk.fail_from(disk.writes + 1)
-        return commit(self, key, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit", fill_up)
-        with pytest.raises(ResourceError) as caught:
-            execute(Store(disk), plan, register(store, plan))
-    assert caught.value.exit_code == 7
-    row = describe_run(store, store.runs()[-1])["stages"][-1]
-    assert row["step"] == {"step": 7, "last": 20, "windows": 1}
-    assert foretold(store, plan).steps["smooth"][0].step == 7
-    assert run_here(store, plan).state == "finished"
-    assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
 
 
 def test_plan_foretells_the_bytes_that_steps_take(
