@@ -2,7 +2,8 @@
 
 The record decides. A chunk that has one is done; two workers on one chunk end with one record and no error.
 Three threads share the work: one reads what the next chunk is made from, the caller's computes (models run
-in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most.
+in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most; of
+windows that meet at every step one, since the next waits for its record.
 """
 
 from __future__ import annotations
@@ -137,6 +138,8 @@ class _Work:
     flights: Flights = field(default_factory=Flights)
     ended: float = field(default_factory=time.monotonic)
     """When the chunk before was computed."""
+    before: str | None = None
+    """Key of that chunk."""
 
     def open(
         self, stage: PlannedStage, indices: Sequence[int], step: int | None = None
@@ -162,11 +165,15 @@ class _Work:
         """Compute a chunk."""
         stage, chunk = ready.chunk.stage, ready.chunk.chunk
         _check_stop(stage, ready.index)
+        if ready.chunk.step is not None and self.before is not None:
+            # There are many of these, and a kill may cost one.
+            self.flights.wait_for([self.before])
         self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
         begun = time.monotonic()
         with _explained(stage, ready.index):
             array = STAGES[stage.op](ready.chunk)
         before, self.ended = self.ended, time.monotonic()
+        self.before = chunk.key
         ready.chunk.forget_inputs()
         return _Computed(
             index=ready.index,
