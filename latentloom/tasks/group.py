@@ -2,7 +2,8 @@
 
 The record decides. A chunk that has one is done; two workers on one chunk end with one record and no error.
 Three threads share the work: one reads what the next chunk is made from, the caller's computes (models run
-in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most.
+in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most; of
+windows that meet at every step one, since the next waits for its record.
 """
 
 from __future__ import annotations
@@ -100,12 +101,7 @@ def work_through(
         with closing(one_ahead(ready)) as opened:
             computed = (done for done in map(work.compute, opened) if done is not None)
             try:
-                if step is None:
-                    one_behind(computed, work.commit)
-                else:
-                    # Not behind: a kill then costs no more than the window at hand.
-                    for done in computed:
-                        work.commit(done)
+                one_behind(computed, work.commit)
             except BaseException:
                 # Who reads ahead must not wait for what will not come.
                 work.flights.abandon()
@@ -151,6 +147,8 @@ class _Work:
     """Steps at which runs were told to stop, by stage."""
     ended: float = field(default_factory=time.monotonic)
     """When the chunk before was computed."""
+    before: str | None = None
+    """Key of that chunk."""
 
     def open(
         self,
@@ -182,6 +180,9 @@ class _Work:
         stage, chunk = ready.chunk.stage, ready.chunk.chunk
         try:
             _check_stop(stage, ready.index)
+            if ready.chunk.step is not None and self.before is not None:
+                # There are many of these, and a kill may cost one.
+                self.flights.wait_for([self.before])
             self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
             begun = time.monotonic()
             with _explained(stage, ready.index):
@@ -190,6 +191,7 @@ class _Work:
             self._stand(ready)
             return None
         before, self.ended = self.ended, time.monotonic()
+        self.before = chunk.key
         ready.chunk.forget_inputs()
         return _Computed(
             index=ready.index,
