@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from latentloom.flows.archive import read_records
+from latentloom.flows import engine
+from latentloom.flows.archive import read_records, scan, write_record
 from latentloom.media.probe import probe
 from latentloom.storage.store import Store
 from tests.runs import make_clip, make_recipe_data
@@ -138,3 +139,43 @@ def archive_states(archive: Archive) -> set[str]:
     if not (archive.folder / ".latentloom" / "store.json").exists():
         return set()
     return set(archive.records().values())
+
+
+# A machine that leads a scan, has a video at work, and says so until it is killed.
+LEADER = """\
+import sys, time
+from latentloom.storage.leases import lease
+from latentloom.storage.store import Store
+store = Store.open(sys.argv[1])
+with lease(store, "batch-night"), lease(store, sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_helper_finishes_what_a_dead_leader_began(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    for name in ("in/a/segfault.mp4", "in/a/damaged.mp4", "in/a/b/three.mp4"):
+        (tmp_path / name).unlink()
+    store = Store.open(str(tmp_path / ".latentloom"))
+    begun = scan(store, tmp_path / "batch.yaml", roots=[tmp_path]).todo[0]
+    write_record(store, "night", begun.record.model_copy(update={"state": "running"}))
+    leader = subprocess.Popen(
+        [sys.executable, "-c", LEADER, store.uri, f"video-night-{begun.name}"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert leader.stdout is not None
+    assert leader.stdout.readline() == "held\n"
+    leader.kill()
+    leader.communicate()
+
+    with engine.session():
+        from latentloom.flows.batch import edit_archive
+
+        roots = [str(tmp_path)]
+        edit_archive(str(tmp_path / "batch.yaml"), store.uri, roots=roots, helps="scan 1")
+    assert archive.records() == {"one.mp4": "done", "two.mp4": "done"}
+    for name in ("one.mp4", "a/two.mp4"):
+        assert probe(tmp_path / "out" / name).num_frames == 8
