@@ -270,7 +270,7 @@ def test_archive_survives_what_goes_wrong_around_it(service: Service) -> None:
     assert "died of SIGSEGV" in str(failed["segfault"].error)
     assert "cannot be opened as a video" in str(failed["text"].error)
     assert "is empty" in str(failed["empty"].error)
-    assert "cut off" in str(failed["cut"].error)
+    assert "is damaged" in str(failed["cut"].error)
 
     made = outputs(service)
     assert set(made) == set(sound)
