@@ -83,8 +83,8 @@ def test_stage_with_windows_of_its_own_leaves_nothing_to_recommend() -> None:
 
 def test_limit_of_the_recipe_and_gpu_both_bind() -> None:
     loose = recommended(1 << 39).sizes
-    limited = recommended(1 << 39, limits={"memory": "6GiB"})
-    assert limited.memory_bytes == 6 * GIB
+    limited = recommended(1 << 39, limits={"memory": "12GiB"})
+    assert limited.memory_bytes == 12 * GIB
     small = recommended(1 << 39, gpu=limited.peak_bytes - BASELINE_BYTES)
     assert small.sizes == limited.sizes != loose
     assert "on the GPU" in small.line
