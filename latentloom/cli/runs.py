@@ -95,7 +95,8 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     from latentloom.flows.archive import batch_name
     from latentloom.flows.inspect import describe_run, list_runs
     from latentloom.flows.similarity import similarity_line
-    from latentloom.report.tables import show_line, show_rows, show_runs
+    from latentloom.report.tables import show_line, show_rows, show_runs, stop_line
+    from latentloom.schemas.run import StopPoint
 
     opened = open_store(store)
     console = make_console(err=as_json)
@@ -134,6 +135,9 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
             show_line(console, similarity_line(row["name"], summary))
     if described["error"]:
         show_line(console, f"error: {described['error']}")
+    if described["state"] in ("stopped", "previewed"):
+        until = StopPoint.model_validate(described["until"])
+        show_line(console, stop_line(until, described["preview"]))
     if as_json:
         print_json(described)
 

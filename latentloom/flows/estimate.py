@@ -168,7 +168,8 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
         batch = frames
     _, height, width = stage.frame_shape
     area = _tile_area(stage, height, width, models[0].downscale)
-    channels = sum(16 if m.standin else 24 * m.max_channels for m in models)
+    # Models of a stage run one after another.
+    channels = max(16 if m.standin else 24 * m.max_channels for m in models)
     return held + 2 * batch * area * channels * 4
 
 
