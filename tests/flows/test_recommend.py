@@ -116,7 +116,9 @@ def test_measured_peak_replaces_the_formula() -> None:
 
 
 def test_plan_that_is_refused_says_which_sizes_fit() -> None:
-    with pytest.raises(ResourceError, match=r"these fit: windows.size=4, numerics.micro_batch=[24];"):
+    with pytest.raises(
+        ResourceError, match=r"these fit: windows.size=4, numerics.micro_batch=[24];"
+    ):
         planned(None, limits={"memory": "4GiB"})
 
 
