@@ -125,20 +125,27 @@ def test_killed_after_many_store_operations_resumes_to_the_same_bytes(
     smoothing.kill_and_resume(part * smoothing.num_operations // NUM_KILLS)
 
 
+def make_desk(folder: Path) -> Desk:
+    stages = [STAGES[0], STAGES[1] | {"num_inference_steps": 6}, STAGES[2], {"op": "decode"}]
+    return Desk(folder, stages=stages, windows=WINDOWS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The video that a command makes that nobody kills."""
+    desk = make_desk(tmp_path_factory.mktemp("whole"))
+    desk.run("run", "recipe.yaml")
+    return desk.output.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "windows", "workers"), [(1, 1, 1), (2, 4, 1), (3, 2, 2), (4, 3, 2), (6, 1, 1)]
 )
 def test_killed_command_redoes_no_window_that_has_a_record(
-    tmp_path: Path, step: int, windows: int, workers: int
+    tmp_path: Path, undisturbed: bytes, step: int, windows: int, workers: int
 ) -> None:
-    stages = [STAGES[0], STAGES[1] | {"num_inference_steps": 6}, STAGES[2], {"op": "decode"}]
-    desks = []
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-        desks.append(Desk(tmp_path / name, stages=stages, windows=WINDOWS))
-    undisturbed, desk = desks
-    undisturbed.run("run", "recipe.yaml")
+    desk = make_desk(tmp_path)
     command = ["run", "recipe.yaml", "--workers", str(workers)]
     store = Store.open(str(desk.folder / ".latentloom"))
     killed = desk.start(*command)
@@ -151,7 +158,7 @@ def test_killed_command_redoes_no_window_that_has_a_record(
     kept = {place for place in places if store.find(smooth.key_at(place[1], place[0]))}
     seen = {name for run in store.runs() for name in store.event_files(run)}
     desk.run(*command)
-    assert desk.output.read_bytes() == undisturbed.output.read_bytes()
+    assert desk.output.read_bytes() == undisturbed
     redone = {
         (event.detail["step"], event.index)
         for run in store.runs()
