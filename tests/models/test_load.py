@@ -28,8 +28,9 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_second_load_returns_the_same_model(tiny_folder: Path, image: load.ImageModel) -> None:
-    assert load.load_image_model(tiny_folder / "image") is image
+def test_a_second_load_returns_the_same_model(tiny_folder: Path) -> None:
+    loaded = load.load_image_model(tiny_folder / "image")
+    assert load.load_image_model(tiny_folder / "image") is loaded
 
 
 def test_loading_opens_no_connection(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
