@@ -14,13 +14,20 @@ import family
 import text
 import torch
 from data import NUM_CLIPS, NUM_FRAMES, random_caption, training_latents, training_scenes
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import ModelMixin, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from loop import fit, load_config
 
 
 def new_video_model(unet: UNet2DConditionModel) -> UNetMotionModel:
     """Return the video model: at first it gives exactly what the image model gives."""
-    adapter = MotionAdapter(
+    model = UNetMotionModel.from_unet2d(unet, new_adapter(unet))
+    model.freeze_unet2d_params()
+    return still(model)
+
+
+def new_adapter(unet: ModelMixin) -> MotionAdapter:
+    """Return untrained temporal layers for a UNet."""
+    return MotionAdapter(
         block_out_channels=tuple(unet.config.block_out_channels),
         motion_layers_per_block=1,
         motion_mid_block_layers_per_block=1,
@@ -28,8 +35,10 @@ def new_video_model(unet: UNet2DConditionModel) -> UNetMotionModel:
         motion_norm_num_groups=16,
         motion_max_seq_length=32,
     )
-    model = UNetMotionModel.from_unet2d(unet, adapter)
-    model.freeze_unet2d_params()
+
+
+def still(model: UNetMotionModel) -> UNetMotionModel:
+    """Make the temporal layers add nothing; diffusers starts them with random outputs."""
     for name, parameter in model.named_parameters():
         if "motion_modules" in name and ".proj_out." in name:
             torch.nn.init.zeros_(parameter)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 
+from latentloom.errors import ModelError
 from latentloom.models.offload import execution_device
 from latentloom.models.protocols import Denoiser
 from latentloom.ops.sampling import PredictionType, to_epsilon
@@ -58,6 +60,22 @@ class UNetDenoiser:
     def device(self) -> torch.device:
         """Where tensors go."""
         return execution_device(self.module)
+
+
+def joined_condition(
+    denoiser: UNetDenoiser, latents: torch.Tensor, control: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return latents with the condition beside them, as many channels as the UNet takes.
+
+    Raises:
+        ModelError: If there is no condition, or it does not fit the latents.
+    """
+    extra = int(denoiser.module.config.in_channels) - denoiser.channels
+    expected = (len(latents), extra, *latents.shape[2:])
+    if [part.shape for part in control] != [expected]:
+        given = ", ".join(f"shape {tuple(part.shape)}" for part in control) or "none"
+        raise ModelError(f"this model needs a condition of shape {expected}; got {given}")
+    return torch.cat([latents, control[0].to(latents.device)], dim=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

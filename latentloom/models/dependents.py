@@ -11,9 +11,11 @@ from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.instruct import InstructDenoiser
+from latentloom.models.interpolate import InterpolateDenoiser
 from latentloom.models.load import (
     Changes,
     ImageModel,
+    VideoModel,
     check_channels,
     load_denoiser,
     load_text,
@@ -23,10 +25,13 @@ from latentloom.models.load import (
     required,
     shared_vae,
 )
+from latentloom.models.offload import place
 from latentloom.models.pretrained import find_weights, load_component, load_tensors
 from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Schedule
 from latentloom.models.upsample import Upsampler
+from latentloom.models.upsample_video import VideoUpsampler, inflate_upsampler
+from latentloom.models.video import inflate
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,6 +201,75 @@ def load_upsampler(
             f"an upsampler of {channels}-channel latents maps {2 * channels} to {channels}"
         )
     return Upsampler(module, Schedule.from_folder(root / "scheduler"))
+
+
+@functools.lru_cache(maxsize=8)
+def load_video_upsampler(
+    folder: str | Path,
+    *,
+    upsampler: Upsampler,
+    base: ImageModel,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> VideoUpsampler:
+    """Load temporal layers for an upsampler, in its base's dtype and on its device.
+
+    Args:
+        folder: A `MotionAdapter` folder.
+        upsampler: What they were trained on; its schedule holds.
+        base: The image model that the upsampler is built on.
+        subfolder: Where in the folder it lies.
+        variant: As in diffusers.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the upsampler.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = inside(resolve_folder(folder), subfolder)
+    adapter = _load_adapter(root, base, variant)
+    module = place(inflate_upsampler(upsampler.module, adapter), base.device, offload=base.offload)
+    return VideoUpsampler(module, upsampler.schedule)
+
+
+@functools.lru_cache(maxsize=8)
+def load_interpolator(
+    folder: str | Path,
+    *,
+    base: ImageModel,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> VideoModel:
+    """Load an interpolator, in its base's dtype and on its device.
+
+    Args:
+        folder: A `MotionAdapter` folder with a first convolution of its own, and `scheduler/` or the base's.
+        base: The image model.
+        subfolder: Where in the folder it lies.
+        variant: As in diffusers.
+
+    Raises:
+        ModelError: If it is missing or damaged, or does not fit the base.
+        PolicyError: If the class is not allowed or weights are pickled.
+    """
+    root = inside(resolve_folder(folder), subfolder)
+    adapter = _load_adapter(root, base, variant)
+    channels, wanted = adapter.config["conv_in_channels"], 2 * base.vae.channels + 1
+    if channels != wanted:
+        raise ModelError(
+            f"{root} takes {channels} channels; an interpolator of {base.vae.channels}-channel latents"
+            f" takes {wanted}: the noisy latents, the mask and what is known"
+        )
+    module = inflate(real_base(base, root).module, adapter)
+    own = (root / "scheduler").is_dir()
+    schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
+    denoiser = InterpolateDenoiser(
+        place(module, base.device, offload=base.offload), prediction_of(schedule)
+    )
+    return VideoModel(base.vae, base.text, denoiser, schedule)
+
+
+def _load_adapter(root: Path, base: ImageModel, variant: str | None) -> Any:
+    return load_component(root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype)
 
 
 @functools.lru_cache(maxsize=8)

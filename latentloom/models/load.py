@@ -192,7 +192,7 @@ def _load_adapter(
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
     schedule = schedule.changed(scheduler)
-    module = place(inflate(image, adapter), base.device, offload=base.offload)
+    module = place(inflate(image.module, adapter), base.device, offload=base.offload)
     denoiser = VideoDenoiser(module, prediction_of(schedule))
     _merge(loras, denoiser, None)
     return VideoModel(vae if vae is not None else base.vae, base.text, denoiser, schedule)

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from latentloom.errors import ModelError
-from latentloom.models.denoisers import Prediction, UNetDenoiser
+from latentloom.models.denoisers import Prediction, UNetDenoiser, joined_condition
 from latentloom.models.image import per_frame
 from latentloom.models.schedulers import Sampler, Schedule
 
@@ -41,16 +40,11 @@ class UpsampleDenoiser(UNetDenoiser):
         Raises:
             ModelError: If there is no condition, or it does not fit the latents.
         """
-        extra = int(self.module.config.in_channels) - self.channels
-        expected = (len(latents), extra, *latents.shape[2:])
-        if [part.shape for part in control] != [expected]:
-            given = ", ".join(f"shape {tuple(part.shape)}" for part in control) or "none"
-            raise ModelError(f"upsampling needs a condition of shape {expected}; got {given}")
         dtype = self.module.dtype
-        both = torch.cat([latents, control[0].to(latents.device)], dim=1).to(dtype)
+        both = joined_condition(self, latents, control)
         levels = torch.full((len(latents),), self.level, device=latents.device)
         output = self.module(
-            both,
+            both.to(dtype),
             timestep,
             per_frame(text, len(latents)).to(dtype),
             class_labels=levels,

@@ -10,7 +10,6 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models.denoisers import UNetDenoiser
 from latentloom.models.image import (
-    ImageDenoiser,
     Residuals,
     per_frame,
     refuse_control,
@@ -58,6 +57,27 @@ class VideoDenoiser(UNetDenoiser):
     ) -> torch.Tensor:
         """Predict the noise in a window, with a ControlNet's residuals."""
         refuse_control(control)
+        arguments = residual_arguments(residuals, self.module.dtype)
+        output = self.run(latents, timestep, text, **arguments)
+        return self.prediction.epsilon(output, latents, timestep)
+
+    def run(
+        self, latents: torch.Tensor, timestep: int, text: torch.Tensor, **arguments: Any
+    ) -> torch.Tensor:
+        """Call the UNet with one window.
+
+        Args:
+            latents: All its channels, `(F, in_channels, h, w)`.
+            timestep: As `predict`'s.
+            text: As `predict`'s.
+            arguments: What else the UNet takes.
+
+        Returns:
+            What it predicts, `(F, C, h, w)`.
+
+        Raises:
+            ModelError: If the window is too long, or a 3D UNet is given several texts.
+        """
         num_frames = len(latents)
         if self.sample_length and num_frames > self.sample_length:
             raise ModelError(
@@ -65,14 +85,14 @@ class VideoDenoiser(UNetDenoiser):
                 f"{self.sample_length}; lower windows.size"
             )
         dtype = self.module.dtype
-        output = self.module(
+        output: torch.Tensor = self.module(
             latents.to(dtype).transpose(0, 1)[None].contiguous(),
             timestep,
             self._text(text, num_frames).to(dtype),
             return_dict=False,
-            **residual_arguments(residuals, dtype),
+            **arguments,
         )[0]
-        return self.prediction.epsilon(output[0].transpose(0, 1), latents, timestep)
+        return output[0].transpose(0, 1)
 
     def _text(self, text: torch.Tensor, num_frames: int) -> torch.Tensor:
         if self.module.config.get("_class_name") != "UNet3DConditionModel":
@@ -83,8 +103,8 @@ class VideoDenoiser(UNetDenoiser):
         return text[:1]
 
 
-def inflate(image: ImageDenoiser, adapter: Any) -> Any:
-    """Put an adapter's temporal layers into an image UNet: a `UNetMotionModel`.
+def inflate(unet: Any, adapter: Any) -> Any:
+    """Put an adapter's temporal layers into a `UNet2DConditionModel`: a `UNetMotionModel`.
 
     Raises:
         ModelError: If the adapter was made for another UNet; it prints both shapes.
@@ -96,13 +116,13 @@ def inflate(image: ImageDenoiser, adapter: Any) -> Any:
         {"block_out_channels": tuple(config["block_out_channels"]), "norm_num_groups": groups}
         for config, groups in (
             (adapter.config, adapter.config["motion_norm_num_groups"]),
-            (image.module.config, image.module.config["norm_num_groups"]),
+            (unet.config, unet.config["norm_num_groups"]),
         )
     )
     if ours != theirs:
         raise ModelError(f"the motion adapter does not fit its base: {ours} against {theirs}")
     try:
-        module = library("diffusers").UNetMotionModel.from_unet2d(image.module, adapter)
+        module = library("diffusers").UNetMotionModel.from_unet2d(unet, adapter)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the motion adapter does not fit its base: {error}") from error
     return module.eval().requires_grad_(False)

@@ -16,13 +16,15 @@ def _two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """image, v_image, video (adapter), video3d, control, upsample."""
+    """image, v_image, video (adapter), video3d, control, upsample, upsample_video, interpolate."""
     root = tmp_path_factory.mktemp("tiny")
     tiny.save_image_pipeline(root / "image")
     tiny.save_motion_adapter(root / "video")
     tiny.save_video_pipeline(root / "video3d")
     tiny.save_controlnet(root / "control")
     tiny.save_upsampler(root / "upsample")
+    tiny.save_motion_adapter(root / "upsample_video", seed=3)
+    tiny.save_interpolator(root / "interpolate")
     return root
 
 
