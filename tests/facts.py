@@ -41,6 +41,8 @@ def make_model(kind: str, name: str, **changes: Any) -> ModelFacts:
     }
     if kind == "video":
         fields |= {"sample_length": 16, "max_length": 32}
+    if kind == "video_upsampler":
+        fields |= {"sample_length": 8, "max_length": 32}
     if kind != "image":
         fields["base"] = "image"
     return ModelFacts(**(fields | changes))
@@ -53,6 +55,8 @@ def make_facts(num_frames: int = 100, **changes: Any) -> Facts:
         "video": "video",
         "control": "controlnet",
         "upsample": "upsampler",
+        "upsample_video": "video_upsampler",
+        "interpolate": "interpolator",
     }
     fields: dict[str, Any] = {
         "source": SourceFacts(
@@ -80,7 +84,8 @@ def make_recipe(**changes: Any) -> Recipe:
         "version": 1,
         "source": {"uri": "/clips/clip.mp4", "size": {"width": 64, "height": 48}},
         "models": {
-            name: {"path": f"embedded:{name}"} for name in ("image", "video", "control", "upsample")
+            name: {"path": f"embedded:{name}"}
+            for name in ("image", "video", "control", "upsample", "upsample_video", "interpolate")
         },
         "prompts": {"source": "a red car", "target": "a blue car"},
         "stages": [

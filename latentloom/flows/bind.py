@@ -20,6 +20,7 @@ from latentloom.flows.fit import (
 )
 from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
 from latentloom.flows.maps import map_fault
+from latentloom.flows.rates import default_overlap, rate_fault, rate_of, whole_frames, windows_fault
 from latentloom.flows.texts import word_faults
 from latentloom.flows.tiles import settle_tiling, tiling_fault
 from latentloom.flows.window_modes import mode_faults, same_plan
@@ -79,6 +80,9 @@ class _Binder:
         if not self._models_fit(stage) or not self._inputs_fit(stage, names):
             return
         read = [self.bound[name] for name in names if name != "decode_video"]
+        fault = rate_fault(stage, read)
+        if fault is not None:
+            self._fault(fault)
         level = self._level(stage, read)
         windows = self._windows(stage, read)
         shape, pixels = self._shape(stage, read)
@@ -108,6 +112,7 @@ class _Binder:
             dtype=None if stage.produces == "frames" else self.recipe.numerics.dtype,
             windows=windows,
             level=level if stage.produces == "noise" else None,
+            rate=rate_of(stage, read),
         )
 
     def _fault(self, text: str) -> None:
@@ -280,14 +285,15 @@ class _Binder:
         own = [
             self.facts.models[name]
             for name in stage_models(stage).values()
-            if self.facts.models[name].kind == "video"
+            if self.facts.models[name].kind in ("video", "video_upsampler")
         ]
         if not own:
             rules = list(inherited.values())
             if len(set(rules)) > 1:
                 self._fault(f"inputs have different windows: {worded_rules(inherited)}")
             return rules[0] if rules else None
-        rule = self._resolve_rule(getattr(stage, "windows", None) or self.recipe.windows.rule, own)
+        wanted = getattr(stage, "windows", None) or self.recipe.windows.rule
+        rule = self._resolve_rule(wanted, own, rate_of(stage, read))
         for name, other in inherited.items():
             if not same_plan(rule, other):
                 self._fault(
@@ -298,9 +304,12 @@ class _Binder:
             self._fault(fault)
         return rule
 
-    def _resolve_rule(self, rule: WindowRule, models: Sequence[ModelFacts]) -> WindowRule:
-        size = rule.size or min(model.sample_length or DEFAULT_LENGTH for model in models)
-        overlap = size // 4 if rule.overlap is None else rule.overlap
+    def _resolve_rule(
+        self, rule: WindowRule, models: Sequence[ModelFacts], rate: int
+    ) -> WindowRule:
+        length = min(model.sample_length or DEFAULT_LENGTH for model in models)
+        size = rule.size or whole_frames(length, rate)
+        overlap = default_overlap(size, rate) if rule.overlap is None else rule.overlap
         longest = min((m.max_length for m in models if m.max_length), default=size)
         if size > longest:
             self._fault(
@@ -308,6 +317,9 @@ class _Binder:
             )
         if overlap >= size:
             self._fault(f"windows.overlap {overlap} must be smaller than windows.size {size}")
+        fault = windows_fault(size, overlap, rate)
+        if fault is not None:
+            self._fault(fault)
         return rule.model_copy(update={"size": size, "overlap": overlap})
 
     # shapes

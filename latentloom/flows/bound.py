@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
-from latentloom.schemas.stages import Stage
+from latentloom.schemas.stages import InterpolateStage, Stage
 
 Shape = tuple[int, ...]
 RedoSet = tuple[int, ...]
@@ -38,6 +38,13 @@ class BoundStage:
     """Dtype of latents; nothing for frames, which have the source's depth."""
     windows: WindowRule | None = None
     level: NoiseLevel | None = None
+    rate: int = 1
+    """Frames for each source frame."""
+
+    @property
+    def ahead(self) -> int:
+        """Return how many frames after its own a chunk reads, where its shot has them."""
+        return 1 if isinstance(self.stage, InterpolateStage) else 0
 
     @property
     def transient(self) -> bool:
@@ -46,14 +53,14 @@ class BoundStage:
 
     @property
     def window_size(self) -> int:
-        """Return the frames of a window."""
+        """Return the source frames of a window."""
         assert self.windows is not None
         assert self.windows.size is not None
-        return self.windows.size
+        return self.windows.size // self.rate
 
     @property
     def window_overlap(self) -> int:
-        """Return the frames that neighbours share."""
+        """Return the source frames that neighbours share."""
         assert self.windows is not None
         assert self.windows.overlap is not None
-        return self.windows.overlap
+        return self.windows.overlap // self.rate

@@ -29,6 +29,7 @@ class Cells:
         """
         self.shots = shots
         self.windows = bound.windows
+        self.ahead = bound.ahead
         self._variants = _Distinct[StageVariant]()
         self._timed = _Distinct[dict[str, Any]]()
         self._ratios = {

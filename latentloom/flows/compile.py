@@ -171,6 +171,7 @@ class _Draft:
             inputs=bound.inputs,
             models=stage_models(bound.stage),
             frame_shape=bound.frame_shape,
+            rate=bound.rate,
             dtype=dtype,
             transient=bound.transient and self._is_read(bound.name),
             kept=bound.stage.produces == "frames" and not bound.transient,
@@ -178,7 +179,8 @@ class _Draft:
             timed=tuple(cells.timed),
             chunks=tuple(chunks),
             chunk_bytes=tuple(
-                chunk.num_frames * frame_bytes + estimate.CHUNK_OVERHEAD_BYTES for chunk in chunks
+                chunk.num_frames * bound.rate * frame_bytes + estimate.CHUNK_OVERHEAD_BYTES
+                for chunk in chunks
             ),
         )
         stage = with_steps(_with_checkpoints(stage, bound), bound)
@@ -207,8 +209,9 @@ class _Draft:
                 for span in plan_windows(shot.start, shot.stop, size=size, overlap=overlap)
             ]
         spans = []
-        for shot in cells.runs():
-            cuts = plan_chunks(shot.start, shot.stop, size=self.recipe.chunks.frames)
+        size = max(1, self.recipe.chunks.frames // bound.rate)
+        for shot in self.shots if bound.ahead else cells.runs():
+            cuts = plan_chunks(shot.start, shot.stop, size=size)
             spans += [(shot, span) for span in cuts]
         return spans
 
@@ -221,14 +224,23 @@ class _Draft:
         before: Sequence[PlannedChunk],
     ) -> PlannedChunk:
         variant, timed = cells.of_span(shot, span)
-        reads = tuple(_reads(stage, span, cells.windows) for stage in inputs)
+        ahead = min(cells.ahead, shot.stop - span[1])
+        read_span = (span[0], span[1] + ahead)
+        reads = tuple(_reads(stage, read_span, cells.windows) for stage in inputs)
         upstream = [
             _upstream_keys(stage, read, span) for stage, read in zip(inputs, reads, strict=True)
         ]
         upstream += handed_over(cells.windows, before, span)
-        key = chunk_key(cells.variants[variant].key, *span, cells.timed[timed], upstream)
+        values = cells.timed[timed] | ({"ahead": ahead} if cells.ahead else {})
+        key = chunk_key(cells.variants[variant].key, *span, values, upstream)
         return PlannedChunk(
-            key=key, start=span[0], stop=span[1], variant=variant, timed=timed, reads=reads
+            key=key,
+            start=span[0],
+            stop=span[1],
+            variant=variant,
+            timed=timed,
+            reads=reads,
+            ahead=ahead,
         )
 
     def add_segments(self) -> None:
@@ -242,7 +254,9 @@ class _Draft:
         if self.facts.container_problems:
             raise RecipeError([f"output: {text}" for text in self.facts.container_problems])
         height, width, _ = frames.frame_shape
-        settings = encode_settings(self.recipe, self.facts, (height, width))
+        info = self.facts.source.info
+        made, rate = info.faster(frames.rate), frames.rate
+        settings = encode_settings(self.recipe, self.facts, made, (height, width))
         fields = {
             "op": "encode_video",
             "version": OP_VERSIONS["encode_video"],
@@ -251,10 +265,10 @@ class _Draft:
             "size": list(frames.frame_shape[:2]),
         }
         key = digest(fields)
-        info, chunks = self.facts.source.info, []
+        chunks = []
         for a, b in plan_chunks(self.start, self.stop, size=segment_frames(self.recipe, info)):
             read = _reads(frames, (a, b))
-            timed = {"pts": digest(list(info.pts[a:b]))}
+            timed = {"pts": digest(list(made.pts[a * rate : b * rate]))}
             upstream = [_upstream_keys(frames, read, (a, b))]
             name = chunk_key(key, a, b, timed, upstream)
             chunks.append(PlannedChunk(key=name, start=a, stop=b, reads=(read,)))
@@ -265,11 +279,12 @@ class _Draft:
             produces="video",
             inputs=(frames.name,),
             frame_shape=(),
+            rate=rate,
             dtype="uint8",
             variants=(StageVariant(key=key, fields=fields, params=fields, seed=self.recipe.seed),),
             chunks=tuple(chunks),
             chunk_bytes=tuple(
-                estimate.segment_bytes(frames.frame_shape, chunk.num_frames, self.recipe)
+                estimate.segment_bytes(frames.frame_shape, chunk.num_frames * rate, self.recipe)
                 for chunk in chunks
             ),
         )

@@ -62,7 +62,7 @@ def peak_bytes(
 
 def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
     """Name what a memory measurement holds for: op, models, shapes and profile, never the length."""
-    longest = max((chunk.num_frames for chunk in stage.chunks), default=0)
+    longest = stage.longest
     fields = stage.variants[0].fields
     return digest(
         {
@@ -99,7 +99,7 @@ def checkpoint_bytes(stage: PlannedStage, *, num_states: int) -> int:
     Float32 states of every source, whatever the dtype, and in its record a cosine for every other source,
     frame and step so far.
     """
-    longest = max((chunk.num_frames for chunk in stage.chunks), default=0)
+    longest = stage.longest
     cosines = (num_states - 1) * longest * max(stage.checkpoints)
     states = num_states * longest * prod(stage.frame_shape)
     return 4 * states + COSINE_BYTES * cosines + CHUNK_OVERHEAD_BYTES
@@ -142,7 +142,7 @@ def _passing_bytes(stage: PlannedStage, stages: Sequence[PlannedStage]) -> int:
 
 
 def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
-    frames = max((chunk.num_frames for chunk in stage.chunks), default=1)
+    frames = stage.longest
     models = [facts.models[name] for name in stage.models.values()]
     held = 3 * frames * prod(stage.frame_shape) * 4 + 2 * stage.checkpoint_bytes
     held += _blended_bytes(stage)
@@ -192,7 +192,7 @@ def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int
         return behind
     frames = max((chunk.num_frames for chunk in stage.chunks), default=0)
     read = sum(
-        frames * prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
+        frames * upstream.rate * prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
         for upstream in before
         if upstream.name in stage.inputs
     )

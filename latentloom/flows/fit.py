@@ -10,7 +10,14 @@ from latentloom.schemas.edits import InpaintEdit, InstructPix2PixEdit, OutpaintE
 from latentloom.schemas.facts import ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage
 from latentloom.schemas.stage import WindowRule
-from latentloom.schemas.stages import InvertStage, SmoothStage, Stage, UpsampleStage, UpscaleStage
+from latentloom.schemas.stages import (
+    InterpolateStage,
+    InvertStage,
+    SmoothStage,
+    Stage,
+    UpsampleStage,
+    UpscaleStage,
+)
 
 HINTS: Final = {
     ("frames", "latents"): "put an encode stage between them",
@@ -52,7 +59,9 @@ def accepted_kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
         return ("instruct",)
     if isinstance(stage, UpscaleStage):
         return ("upscaler",)
-    return ("upsampler",) if isinstance(stage, UpsampleStage) else ("image",)
+    if isinstance(stage, UpsampleStage):
+        return ("upsampler", "video_upsampler")
+    return ("interpolator",) if isinstance(stage, InterpolateStage) else ("image",)
 
 
 def latent_space(model: ModelFacts) -> tuple[int, int, float]:

@@ -205,7 +205,7 @@ def sample_rows(plan: Plan, output: str) -> list[list[Any]]:
     made = FrameReader(Path(output), probe(Path(output)))
     rows = [
         [source.read(plan.start + offset, plan.start + offset + 1)[0] for offset in offsets],
-        [made.read(offset, offset + 1)[0] for offset in offsets],
+        [made.read(offset * plan.rate, offset * plan.rate + 1)[0] for offset in offsets],
     ]
     return [[_eight_bits(frame) for frame in row] for row in rows]
 

@@ -28,6 +28,7 @@ from latentloom.schemas.media import VideoInfo
 from latentloom.schemas.recipe import Recipe, TimedPrompts
 from latentloom.schemas.stage import WindowRule
 from latentloom.schemas.stages import (
+    InterpolateStage,
     InvertStage,
     SmoothStage,
     Stage,
@@ -47,6 +48,7 @@ OP_VERSIONS = {
     "mix": 1,
     "smooth": 1,
     "upsample": 1,
+    "interpolate": 1,
     "upscale": 1,
     "decode": 1,
     "encode_video": 1,
@@ -86,6 +88,15 @@ def stage_models(stage: Stage) -> dict[str, str]:
     return roles | {role: use.model for role, use in _conditions(stage)}
 
 
+_PROMPTED = (
+    InvertStage,
+    SmoothStage,
+    UpsampleStage,
+    InterpolateStage,
+    UpscaleStage,
+    EditStage,
+)
+
 REFERENCES = frozenset({"ip_adapter"})
 """Roles of maps that are looked at and not aligned; they may have any shape."""
 
@@ -123,7 +134,7 @@ def draws_noise(stage: Stage) -> bool:
         return any(source.start == "noise" for source in stage.sources)
     if isinstance(stage, Prompt2PromptEdit):
         return False
-    return isinstance(stage, EditStage | UpsampleStage | UpscaleStage)
+    return isinstance(stage, EditStage | UpsampleStage | InterpolateStage | UpscaleStage)
 
 
 def stage_fields(
@@ -197,7 +208,7 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
             scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
             values[f"sources.{index}"] = _conditioning(text, prompts, scale)
         return values
-    if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | UpscaleStage | EditStage):
+    if isinstance(stage, _PROMPTED):
         text = _prompt_text(stage.prompt, prompts, instruct=isinstance(stage, EditStage))
         values = _conditioning(text, prompts, stage.guidance_scale)
         if isinstance(stage, InstructPix2PixEdit) and stage.image_guidance_scale != 1:

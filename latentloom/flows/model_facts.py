@@ -27,6 +27,8 @@ from latentloom.storage.store import Store
 
 USUAL_LENGTH = 16
 """Frames that AnimateDiff's and ModelScope's models were trained on; adapters take more."""
+UPSAMPLER_LENGTH = 8
+"""Frames that temporal upsamplers are trained on (Video LDM, 2304.08818)."""
 SCHEDULER_FIELDS = (
     "num_train_timesteps",
     "beta_start",
@@ -85,6 +87,8 @@ def model_facts(
     folder = root / spec.subfolder if spec.subfolder else root
     kind = _kind(name, folder)
     base = _base(name, spec, kind, folder, found)
+    if base is not None and found[base].kind == "upsampler":
+        kind = "video_upsampler"
     if base is not None:
         _check_fits(name, kind, folder, recipe.models[base].subfolder, found[base])
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
@@ -93,7 +97,7 @@ def model_facts(
     fields: dict[str, Any] = {}
     if base is not None:
         fields = {field: getattr(found[base], field) for field in _INHERITED}
-    fields |= _pipeline_fields(folder) | _adapter_fields(folder)
+    fields |= _pipeline_fields(folder) | _adapter_fields(folder, kind)
     if (folder / "tokenizer").is_dir():
         fields["dropped"] = dropped_ends(folder, recipe_texts(recipe))
     if spec.vae is not None:
@@ -168,7 +172,8 @@ def _kind(name: str, folder: Path) -> ModelKind:
     if own == "AutoencoderKL":
         return "vae"
     if own == "MotionAdapter":
-        return "video"
+        wide = _read(folder / "config.json").get("conv_in_channels")
+        return "interpolator" if wide else "video"
     if own == "ControlNetModel":
         return "controlnet"
     if own == "T2IAdapter":
@@ -223,12 +228,14 @@ def _base(
     if kind == "instruct" and spec.base is None and (folder / "vae").is_dir():
         return None
     base = spec.base or "image"
-    if base in found and found[base].kind == "image" and kind not in ("image", "vae", "upscaler"):
+    bases = ("image", "upsampler") if kind == "video" else ("image",)
+    if base in found and found[base].kind in bases and kind not in ("image", "vae", "upscaler"):
         return base
     if stands_alone and spec.base is None:
         return None
     raise ModelError(
-        f"models.{name}: is built on {base!r}, which is no image model of the recipe; name one with base"
+        f"models.{name}: is built on {base!r}, which is no {' or '.join(bases)} model of the recipe;"
+        " name one with base"
     )
 
 
@@ -272,16 +279,19 @@ def _pipeline_fields(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _adapter_fields(folder: Path) -> dict[str, Any]:
+def _adapter_fields(folder: Path, kind: ModelKind) -> dict[str, Any]:
     config = _read(folder / "config.json")
-    return _lengths(config) if config.get("_class_name") == "MotionAdapter" else {}
+    if config.get("_class_name") != "MotionAdapter":
+        return {}
+    usual = UPSAMPLER_LENGTH if kind == "video_upsampler" else USUAL_LENGTH
+    return _lengths(config, usual)
 
 
-def _lengths(config: Mapping[str, Any]) -> dict[str, int]:
+def _lengths(config: Mapping[str, Any], usual: int = USUAL_LENGTH) -> dict[str, int]:
     longest = config.get("motion_max_seq_length")
     if longest is None:
         return {}
-    return {"max_length": longest, "sample_length": min(USUAL_LENGTH, longest)}
+    return {"max_length": longest, "sample_length": min(usual, longest)}
 
 
 def _scheduler(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,16 +65,17 @@ def fill_in(template: str, known: Mapping[str, str], *, nested: Sequence[str] = 
 
 
 def encode_settings(
-    recipe: Recipe, facts: Facts, size: tuple[int, int] | None = None
+    recipe: Recipe, facts: Facts, info: VideoInfo, size: tuple[int, int] | None = None
 ) -> EncodeSettings:
     """Return the encoder's settings.
 
     Args:
         recipe: The recipe; it must have an output.
-        facts: Facts of the source: time base, colour, bit depth.
+        facts: Facts of the source: its bit depth.
+        info: Time base, rate and colour of what is made.
         size: Height and width of the frames.
     """
-    output, info = recipe.output, facts.source.info
+    output = recipe.output
     if output is None:
         raise RecipeError("output: missing; there is nothing to encode")
     height, width = size or (info.display_height, info.display_width)

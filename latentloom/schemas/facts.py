@@ -17,6 +17,8 @@ ModelKind = Literal[
     "t2i_adapter",
     "ip_adapter",
     "upsampler",
+    "video_upsampler",
+    "interpolator",
     "upscaler",
     "vae",
     "inpaint",

@@ -57,10 +57,12 @@ class PlannedChunk:
     """Index into the stage's timed values."""
     reads: tuple[tuple[int, ...], ...] = ()
     """For each input of the stage, the indices of the chunks that are read."""
+    ahead: int = 0
+    """Source frames after the last one that are read as well."""
 
     @property
     def num_frames(self) -> int:
-        """Return how many frames the chunk holds."""
+        """Return how many source frames the chunk stands for."""
         return self.stop - self.start
 
     def checkpoint_key(self, step: int) -> str:
@@ -85,6 +87,8 @@ class PlannedStage(Schema):
     """Role of each model in this stage, and its name among the plan's facts."""
     frame_shape: tuple[int, ...]
     """Shape of one frame: (C, h, w) of latents, (H, W, 3) of frames, () of segments."""
+    rate: int = 1
+    """Frames for each source frame: 4 from an interpolation on."""
     dtype: str
     transient: bool = False
     """Deleted behind its last reader."""
@@ -144,6 +148,15 @@ class PlannedStage(Schema):
     def _step_keys(self) -> StepKeys:
         return StepKeys(self.bases, *self.bounds)
 
+    def span(self, chunk: PlannedChunk) -> tuple[int, int]:
+        """Return a chunk's frames ``[start, stop)`` as the stage counts them, ``rate`` to a source frame."""
+        return chunk.start * self.rate, chunk.stop * self.rate
+
+    @property
+    def longest(self) -> int:
+        """Return the frames of its longest chunk."""
+        return self.rate * max((chunk.num_frames for chunk in self.chunks), default=0)
+
     @property
     def key(self) -> str:
         """Return the stage key outside redo ranges."""
@@ -181,8 +194,13 @@ class Plan(Schema):
 
     @property
     def num_frames(self) -> int:
-        """Return the length of the cut in frames."""
+        """Return the length of the cut in source frames."""
         return self.stop - self.start
+
+    @property
+    def rate(self) -> int:
+        """Return how many frames the result has for each source frame."""
+        return self.stages[-1].rate
 
     def readers(self, name: str, index: int) -> list[str]:
         """Return the keys of the chunks that read a chunk."""

@@ -98,13 +98,33 @@ class UpsampleStage(TiledStage):
     consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
     op: Literal["upsample"]
     model: str = "upsample"
-    """Upsampler."""
+    """An upsampler works frame by frame, one with temporal layers window by window."""
     num_inference_steps: Steps = 20
     """DDIM steps."""
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance."""
     noise_level: int = Field(default=0, ge=0)
     """Noise added to the low-resolution latents; the model is told."""
+    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
+    """Names the noise that is drawn; the stage's name by default."""
+    prompt: PromptName = "target"
+    """Which prompt conditions it."""
+    windows: WindowRule | None = None
+    """Window rule of an upsampler with temporal layers; the recipe's by default."""
+
+
+class InterpolateStage(StageFields):
+    """Four frames for each one, in the same time: three new ones between every two neighbours."""
+
+    consumes: ClassVar[tuple[Kind, ...]] = ("latents",)
+    factor: ClassVar[int] = 4
+    op: Literal["interpolate"]
+    model: str = "interpolate"
+    """Interpolation model."""
+    num_inference_steps: Steps = 20
+    """DDIM steps."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance."""
     noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
     """Names the noise that is drawn; the stage's name by default."""
     prompt: PromptName = "target"
@@ -170,6 +190,7 @@ STAGES: dict[str, type[StageFields]] = {
     "mix": MixStage,
     "smooth": SmoothStage,
     "upsample": UpsampleStage,
+    "interpolate": InterpolateStage,
     "upscale": UpscaleStage,
     "decode": DecodeStage,
 }
@@ -190,6 +211,7 @@ Stage = Annotated[
     | Annotated[MixStage, Tag("mix")]
     | Annotated[SmoothStage, Tag("smooth")]
     | Annotated[UpsampleStage, Tag("upsample")]
+    | Annotated[InterpolateStage, Tag("interpolate")]
     | Annotated[UpscaleStage, Tag("upscale")]
     | Annotated[DecodeStage, Tag("decode")],
     Discriminator(stage_tag),

@@ -59,8 +59,8 @@ class OpenChunk:
 
     @property
     def frames(self) -> range:
-        """Return its absolute source frames."""
-        return range(self.chunk.start, self.chunk.stop)
+        """Return its absolute frames as the stage counts them: the source's, unless interpolated."""
+        return range(*self.stage.span(self.chunk))
 
     @property
     def variant(self) -> StageVariant:
@@ -155,9 +155,11 @@ class OpenChunk:
         """Read the latents ``(F, C, h, w)`` of an input, float32; overlapping windows blended."""
         upstream = self.plan.by_name[self.stage.inputs[position]]
         parts = list(self._parts(position))
+        rate = upstream.rate
+        start, stop = rate * self.chunk.start, rate * (self.chunk.stop + self.chunk.ahead)
         if upstream.unit == "windows" and len(parts) > 1:
-            return self._blended(parts, upstream)
-        array = _cut(parts, self.chunk.start, self.chunk.stop)
+            return self._blended(parts, upstream, start, stop)
+        array = _cut(parts, start, stop)
         return torch.from_numpy(np.array(array, dtype=np.float32))
 
     def states_before(self) -> list[torch.Tensor] | None:
@@ -173,16 +175,17 @@ class OpenChunk:
             (self.stage.chunks[index].start, self._read(self.stage, index, step))
             for index in self.stage.neighbours(self._index)
         ]
-        return list(self._blended(parts, self.stage).unbind(1))
+        blended = self._blended(parts, self.stage, self.chunk.start, self.chunk.stop)
+        return list(blended.unbind(1))
 
     def handed_over(self) -> torch.Tensor | None:
         """Read what the window before it made of the frames that they share: ``(R, C, h, w)``, float32."""
         before = self.stage.before(self._index)
         if before is None:
             return None
-        start = self.stage.chunks[before].start
+        first = self.stage.rate * (self.chunk.start - self.stage.chunks[before].start)
         array = latents_to_float(self._read(self.stage, before), self.stage.dtype)
-        return torch.from_numpy(np.ascontiguousarray(array[self.chunk.start - start :]))
+        return torch.from_numpy(np.ascontiguousarray(array[first:]))
 
     @property
     def _index(self) -> int:
@@ -199,9 +202,10 @@ class OpenChunk:
             return latents_to_array(states[0], self.dtype)
         return latents_to_array(torch.stack(list(states), dim=1), self.dtype)
 
-    def _blended(self, parts: list[tuple[int, Array]], stage: PlannedStage) -> torch.Tensor:
+    def _blended(
+        self, parts: list[tuple[int, Array]], stage: PlannedStage, start: int, stop: int
+    ) -> torch.Tensor:
         rule = stage.variants[0].fields["windows"]
-        start, stop = self.chunk.start, self.chunk.stop
         return torch.from_numpy(
             blend(parts, start, stop, overlap=rule["overlap"], shape=rule["weights"])
         )
@@ -238,14 +242,21 @@ class OpenChunk:
         return read_chunk(self.store, stage, index, step)
 
     def _parts(self, position: int) -> Iterator[tuple[int, Array]]:
+        """Yield what is read of an input, and the first frame of each part as the input counts them."""
         upstream = self.plan.by_name[self.stage.inputs[position]]
         latents = upstream.produces != "frames"
+        wanted = (self.chunk.start, self.chunk.stop + self.chunk.ahead)
         for index in self.chunk.reads[position]:
             planned = upstream.chunks[index]
-            array = self._read(upstream, index)
-            cut = array if upstream.unit == "windows" else _within(array, planned, self.chunk)
-            start = planned.start if cut is array else max(planned.start, self.chunk.start)
-            yield start, latents_to_float(cut, upstream.dtype) if latents else cut
+            start, stop = planned.start, planned.stop
+            if upstream.unit != "windows":
+                start, stop = max(start, wanted[0]), min(stop, wanted[1])
+            rows = [upstream.rate * (frame - planned.start) for frame in (start, stop)]
+            array = _rows(self._read(upstream, index), *rows)
+            yield (
+                upstream.rate * start,
+                latents_to_float(array, upstream.dtype) if latents else array,
+            )
 
 
 def read_chunk(store: Store, stage: PlannedStage, index: int, step: int | None = None) -> Array:
@@ -311,11 +322,10 @@ def _decode_fields(plan: Plan) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _within(array: Array, part: PlannedChunk, whole: PlannedChunk) -> Array:
-    start, stop = max(part.start, whole.start), min(part.stop, whole.stop)
-    if (start, stop) == (part.start, part.stop):
+def _rows(array: Array, start: int, stop: int) -> Array:
+    if (start, stop) == (0, len(array)):
         return array
-    return np.ascontiguousarray(array[start - part.start : stop - part.start])
+    return np.ascontiguousarray(array[start:stop])
 
 
 def _cut(parts: list[tuple[int, Array]], start: int, stop: int) -> Array:

@@ -16,7 +16,8 @@ from latentloom.tasks.tensors import Array
 def encode_video(chunk: OpenChunk) -> Array:
     """Encode the frames of a segment; its bytes are stored as an array of uint8."""
     settings = EncodeSettings.model_validate(chunk.variant.fields["settings"])
-    pts = chunk.plan.facts.source.info.pts[chunk.chunk.start : chunk.chunk.stop]
+    start, stop = chunk.stage.span(chunk.chunk)
+    pts = chunk.plan.facts.source.info.faster(chunk.stage.rate).pts[start:stop]
     with closing(one_ahead(chunk.iterate_frames())) as frames:
         data = encode_segment(frames, pts, settings)
     return np.frombuffer(data, dtype=np.uint8)

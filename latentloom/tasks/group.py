@@ -38,6 +38,7 @@ from latentloom.tasks.encode import encode
 from latentloom.tasks.encode_video import encode_video
 from latentloom.tasks.flights import Flights
 from latentloom.tasks.fuse import fuse
+from latentloom.tasks.interpolate import interpolate
 from latentloom.tasks.invert import invert
 from latentloom.tasks.journal import Journal
 from latentloom.tasks.loading import PlanModels, forget_changed_models, use_profile
@@ -57,6 +58,7 @@ STAGES: dict[str, Callable[[OpenChunk], Array]] = {
     "mix": mix,
     "smooth": smooth,
     "upsample": upsample,
+    "interpolate": interpolate,
     "upscale": upscale,
     "decode": decode,
     "encode_video": encode_video,
@@ -207,9 +209,8 @@ class _Work:
         opened, stage, chunk = done.chunk, done.chunk.stage, done.chunk.chunk
         begun = time.monotonic()
         try:
-            self.store.commit(
-                chunk.key, done.array, start=chunk.start, stop=chunk.stop, dtype=opened.dtype
-            )
+            start, stop = stage.span(chunk)
+            self.store.commit(chunk.key, done.array, start=start, stop=stop, dtype=opened.dtype)
             opened.checkpoints.delete()
             self.computed[stage.name] += opened.is_final
             self._delete_behind(stage, done.index)

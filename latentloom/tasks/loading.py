@@ -17,9 +17,11 @@ from latentloom.models.dependents import (
     load_controlnet,
     load_inpaint_model,
     load_instruct_model,
+    load_interpolator,
     load_ip_adapter,
     load_t2i_adapter,
     load_upsampler,
+    load_video_upsampler,
 )
 from latentloom.models.load import (
     ImageModel,
@@ -32,6 +34,7 @@ from latentloom.models.lora import Lora
 from latentloom.models.protocols import VAE
 from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
+from latentloom.models.upsample_video import VideoUpsampler
 from latentloom.models.upscale import Upscaler, load_upscaler
 from latentloom.schemas.facts import ModelFacts
 from latentloom.schemas.plan import Plan
@@ -108,14 +111,34 @@ class PlanModels:
             weight_name=spec.weight_name,
         )
 
-    def upsampler(self, name: str) -> tuple[Upsampler, ImageModel]:
-        """Load an upsampler, and the image model whose text encoder it uses."""
+    def upsampler(self, name: str) -> tuple[Upsampler | VideoUpsampler, ImageModel]:
+        """Load an upsampler, with temporal layers or not, and the image model whose text encoder it uses."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
+        if facts.kind == "video_upsampler":
+            upsampler, base = self.upsampler(self._base(facts, name))
+            inflated = load_video_upsampler(
+                facts.folder,
+                upsampler=upsampler,
+                base=base,
+                subfolder=spec.subfolder,
+                variant=spec.variant,
+            )
+            return inflated, base
         base = self.image(self._base(facts, name))
         loaded = load_upsampler(
             facts.folder, base=base, subfolder=spec.subfolder, variant=spec.variant
         )
         return loaded, base
+
+    def interpolator(self, name: str) -> VideoModel:
+        """Load an interpolator on its base."""
+        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        return load_interpolator(
+            facts.folder,
+            base=self.image(self._base(facts, name)),
+            subfolder=spec.subfolder,
+            variant=spec.variant,
+        )
 
     def upscaler(self, name: str) -> Upscaler:
         """Load an upscaler, which needs no other model."""
@@ -177,6 +200,8 @@ def forget_models() -> None:
         load_inpaint_model,
         load_ip_adapter,
         load_upsampler,
+        load_video_upsampler,
+        load_interpolator,
         load_upscaler,
         load_vae,
         embed,

@@ -80,16 +80,17 @@ def join(store: Store, plan: Plan, destination: Path) -> JoinReport:
         segments(),
         destination,
         source=Path(open_source(plan).path),
-        info=plan.facts.source.info,
-        first_frame=plan.start,
-        last_frame=plan.stop,
+        info=plan.facts.source.info.faster(plan.rate),
+        first_frame=plan.start * plan.rate,
+        last_frame=plan.stop * plan.rate,
         audio=output.audio,
         settings=EncodeSettings.model_validate(stage.variants[0].fields["settings"]),
         metadata=_metadata(plan),
     )
-    if report.num_frames != plan.num_frames:
+    wanted = plan.num_frames * plan.rate
+    if report.num_frames != wanted:
         raise MediaError(
-            f"the joined video has {report.num_frames} frames, the plan {plan.num_frames};"
+            f"the joined video has {report.num_frames} frames, the plan {wanted};"
             " nothing was published"
         )
     return report
@@ -149,7 +150,7 @@ def _put_in_place(plan: Plan, run_id: str, temporary: Path, draft: Path, path: P
         "run": run_id,
         "sha256": file_digest(temporary),
         "replaces": file_digest(path) if path.exists() else None,
-        "frames": plan.num_frames,
+        "frames": plan.num_frames * plan.rate,
         "source": {"uri": plan.facts.source.uri, "sha256": plan.facts.source.digest},
         "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True) | {"version": 1},
         "models": {name: model.digest for name, model in plan.facts.models.items()},

@@ -1,8 +1,9 @@
-"""Latents of twice the size, by a diffusion upsampler, frame by frame."""
+"""Latents of twice the size, by a diffusion upsampler: frame by frame, or in windows by a temporal one."""
 
 from __future__ import annotations
 
 from latentloom.models.predict import predictor
+from latentloom.ops.handoff import going_on_from
 from latentloom.schemas.stages import UpsampleStage
 from latentloom.tasks.chunk import OpenChunk
 from latentloom.tasks.conditioning import draw_noise
@@ -28,6 +29,9 @@ def upsample(chunk: OpenChunk) -> Array:
         control=upsampler.condition(small, augmentation, stage.noise_level),
         micro_batch=chunk.micro_batch,
     )
+    before = chunk.handed_over()
+    if before is not None:
+        predict = going_on_from(predict, before.to(small.device), sampler)
     large = denoise_chunk(
         chunk,
         lambda: draw_noise(chunk, chunk.stage.frame_shape),

@@ -1,0 +1,148 @@
+"""Interpolation and temporal upsampling of tiny networks, from a clip to a video."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from latentloom.models.dependents import load_interpolator
+from latentloom.models.interpolate import condition
+from latentloom.models.load import load_image_model
+from latentloom.models.predict import predictor
+from latentloom.ops.blend import blend
+from latentloom.ops.noise import frame_noise
+from latentloom.ops.sampling import denoise
+from latentloom.schemas.plan import Plan
+from latentloom.storage.store import Store
+from tests.models import tiny
+from tests.runs import compile_small, make_clip, run_here
+
+NUM_STEPS = 2
+INTERPOLATE = {"op": "interpolate", "num_inference_steps": NUM_STEPS}
+UPSAMPLE = {"op": "upsample", "model": "upsample_video", "num_inference_steps": NUM_STEPS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("in_time")
+    tiny.save_image_pipeline(root / "image")
+    tiny.save_interpolator(root / "interpolate")
+    tiny.save_upsampler(root / "upsample")
+    tiny.save_motion_adapter(root / "upsample_video", seed=3)
+    make_clip(root / "clip.mp4", 7, size=16)
+    return root
+
+
+def run(folder: Path, store: Store, *stages: dict[str, Any], **changes: Any) -> Plan:
+    """Encode the clip and run stages; with an output if one is named."""
+    names = ("image", "interpolate", "upsample", "upsample_video")
+    models: dict[str, dict[str, str]] = {name: {"path": f"{folder}/{name}"} for name in names}
+    models["upsample_video"]["base"] = "upsample"
+    output = changes.pop("output", None)
+    settings = {"models": models, "windows": {}} | changes
+    plan = compile_small(
+        store, folder / "clip.mp4", output, stages=[{"op": "encode"}, *stages], **settings
+    )
+    run_here(store, plan)
+    return plan
+
+
+def read(store: Store, plan: Plan, stage: str) -> np.ndarray[Any, Any]:
+    chunks = plan.by_name[stage].chunks
+    return np.concatenate([store.read(chunk.key) for chunk in chunks])
+
+
+def test_span_is_denoised_beside_what_is_known_and_the_last_frame_is_held(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    plan = run(folder, store, INTERPOLATE)
+    keys, made = read(store, plan, "encode"), read(store, plan, "interpolate")
+    assert made.shape == (28, *keys.shape[1:])
+    assert np.array_equal(made[::4], keys)
+    assert np.array_equal(made[25:], keys[[6, 6, 6]])
+
+    image = load_image_model(folder / "image")
+    model = load_interpolator(folder / "interpolate", base=image)
+    first, last = torch.from_numpy(keys[2]), torch.from_numpy(keys[3])
+    predict = predictor(model.denoiser, model.text.encode(["b"]), control=condition(first, last))
+    noise = frame_noise(0, "interpolate", range(8, 13), (4, 8, 8))
+    wanted = denoise(noise, predict, model.sampler(NUM_STEPS))
+    assert np.abs(made[9:12] - wanted[1:4].numpy()).max() < 1e-5
+
+
+def test_any_chunking_gives_the_same_frames(folder: Path, tmp_path: Path) -> None:
+    results = []
+    for frames in (4, 8, 64):
+        store = Store.open(str(tmp_path / f"store{frames}"))
+        plan = run(folder, store, INTERPOLATE, chunks={"frames": frames})
+        results.append(read(store, plan, "interpolate"))
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_no_frame_is_made_of_two_scenes(folder: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    plan = run(folder, store, INTERPOLATE, windows={"scenes": [0.375]})
+    keys, made = read(store, plan, "encode"), read(store, plan, "interpolate")
+    assert np.array_equal(made[8:12], keys[[2, 2, 2, 2]])
+    assert np.array_equal(made[12], keys[3])
+
+
+def test_video_has_four_times_the_frames_in_the_same_time(folder: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    output = tmp_path / "out.mp4"
+    stages = [INTERPOLATE, {"op": "decode"}]
+    run(
+        folder,
+        store,
+        *stages,
+        output=output,
+        source={"uri": str(folder / "clip.mp4"), "start": 0.25},
+    )
+    with av.open(output) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert len(times) == 20
+    assert [Fraction(at or 0).limit_denominator(1000) for at in times] == [
+        Fraction(k, 32) for k in range(20)
+    ]
+
+
+def test_temporal_upsampler_denoises_windows_and_blends_them(folder: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    rule = {"size": 4, "overlap": 2}
+    plan = run(folder, store, UPSAMPLE | {"windows": rule}, {"op": "decode", "keep": True})
+    chunks = plan.by_name["upsample"].chunks
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 4), (2, 6), (3, 7)]
+    windows = [store.read(chunk.key) for chunk in chunks]
+    assert windows[0].shape == (4, 4, 16, 16)
+    assert not np.allclose(windows[0][2:], windows[1][:2], atol=1e-4)
+    assert read(store, plan, "decode").shape == (7, 32, 32, 3)
+    # Each frame alone would be the same in every window that holds it.
+    parts = [(chunk.start, window) for chunk, window in zip(chunks, windows, strict=True)]
+    joined = blend(parts, 0, 7, overlap=2)
+    assert np.array_equal(joined[:2], windows[0][:2])
+
+
+def test_interpolated_latents_are_upsampled_in_windows(folder: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    plan = run(folder, store, INTERPOLATE, UPSAMPLE, {"op": "decode", "keep": True})
+    upsampled = plan.by_name["upsample"].chunks
+    assert [(chunk.start, chunk.stop) for chunk in upsampled][:2] == [(0, 2), (1, 3)]
+    assert store.read(upsampled[0].key).shape == (8, 4, 16, 16)
+    assert read(store, plan, "decode").shape == (28, 32, 32, 3)
+
+
+def test_temporal_upsampler_hands_its_last_frames_over(folder: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    rule = {"size": 4, "overlap": 2, "mode": "handoff"}
+    plan = run(folder, store, UPSAMPLE | {"windows": rule})
+    windows = [store.read(chunk.key) for chunk in plan.by_name["upsample"].chunks]
+    assert np.abs(windows[0][2:] - windows[1][:2]).max() < 1e-4
+    assert np.abs(windows[1][1:] - windows[2][:3]).max() < 1e-4
