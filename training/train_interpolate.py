@@ -1,19 +1,19 @@
 """Train the interpolation model: temporal layers that see a frame on either side and fill in what is between.
 
-The image model inside stays frozen, as in the video model whose temporal layers these begin as. Five more
-input channels say which frames are known, and what they are: the mask m, and `m z`.
+The image model inside stays frozen. Five more input channels say which frames are known, and what they are.
+What both together change in the image model's prediction is to be what the frames differ by from their
+cross-fade, so that training begins with the cross-fade and can only gain on it. There is no noise: s of the
+way from the frames z to the cross-fade c the model sees `(1 - s) z + s c`, and predicts `z - c`.
 
-Source: Video LDM (2304.08818), section 3.2 and appendix on interpolation; the adapter's layout, a widened
-`conv_in` beside the temporal layers, is that of PIA (2312.13964), as diffusers loads it.
+Source: Video LDM (2304.08818), section 3.2, for mask and layers; 2310.03725 for the flow; the adapter's
+layout, a widened `conv_in` beside the temporal layers, is that of PIA (2312.13964), as diffusers loads it.
 """
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
-import denoising
 import family
 import numpy as np
 import text
@@ -22,8 +22,9 @@ from data import EMPTY_EVERY, HELD_OUT, MAX_START, random_caption
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from loop import fit, load_config
 from numpy.typing import NDArray
+from train_motion import still
 
-from latentloom.models.interpolate import SPAN, condition
+from latentloom.models.interpolate import LAST_TIMESTEP, SPAN, condition, cross_fade
 from latentloom.sprites.render import render
 from latentloom.sprites.scene import random_scene
 
@@ -46,9 +47,9 @@ class WidenedConv(torch.nn.Module):
 
 
 def new_interpolator(unet: UNet2DConditionModel) -> UNetMotionModel:
-    """Return the video model with the new channels, which it does not look at yet."""
+    """Return the image model with the video model's temporal layers, made to add nothing yet."""
     adapter = MotionAdapter.from_pretrained(family.EMBEDDED / "video", torch_dtype=torch.float32)
-    model = UNetMotionModel.from_unet2d(unet, adapter)
+    model = still(UNetMotionModel.from_unet2d(unet, adapter))
     model.freeze_unet2d_params()
     model.conv_in = WidenedConv(model.conv_in)
     return model
@@ -60,24 +61,30 @@ def main() -> None:
     torch.manual_seed(config.seed)
     vae = family.load_vae().to(memory_format=torch.channels_last)
     tokenizer, encoder = family.load_tokenizer(), family.load_text_encoder()
-    scheduler, model = denoising.new_scheduler(), new_interpolator(family.load_unet())
+    unet = family.load_unet()
+    model = new_interpolator(unet)
 
     def draw(
         rng: random.Random, generator: torch.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         frames, captions = draw_spans(rng, config.own)
-        clean = family.encode(vae, frames).unflatten(0, (len(captions), SPAN)).transpose(1, 2)
-        noisy, timesteps, wanted = denoising.noised(scheduler, clean, generator)
-        known = torch.stack([condition(span[:, 0], span[:, -1]) for span in clean])
+        clean = family.encode(vae, frames).unflatten(0, (-1, SPAN))
+        ends = [(span[0], span[-1]) for span in clean]
+        fade = torch.stack([cross_fade(*pair) for pair in ends])
+        known = torch.stack([condition(*pair) for pair in ends])
+        s = torch.rand(len(clean), generator=generator)
+        z = torch.lerp(clean, fade, s.view(-1, 1, 1, 1, 1))
+        times = (s * LAST_TIMESTEP).round().long()
         with torch.no_grad():
-            words = text.embed(tokenizer, encoder, captions)
-        both = torch.cat([noisy, known.transpose(1, 2)], 1)
-        predicted = model(both, timesteps, words.repeat_interleave(SPAN, 0)).sample
-        return denoising.loss_of(scheduler, predicted, wanted, timesteps)
+            words = text.embed(tokenizer, encoder, captions).repeat_interleave(SPAN, 0)
+            alone = unet(z.flatten(0, 1), times.repeat_interleave(SPAN), words).sample
+        window = torch.cat([z, known], 2).transpose(1, 2)
+        together = model(window, times, words).sample.transpose(1, 2)
+        error = (together - alone.view_as(z) - (clean - fade)).square()[:, 1:-1].mean()
+        plain = (clean - fade).square()[:, 1:-1].mean().item()
+        return error, {"mse": error.item(), "mse_cross_fade": plain}
 
-    fit(
-        "interpolate", config, {"interpolate": model}, draw, lambda: export(model), export_every=200
-    )
+    fit("interpolate", config, {"interpolate": model}, draw, lambda: export(model), export_every=50)
 
 
 def draw_spans(rng: random.Random, own: dict[str, Any]) -> tuple[NDArray[np.uint8], list[str]]:
@@ -99,12 +106,7 @@ def draw_spans(rng: random.Random, own: dict[str, Any]) -> tuple[NDArray[np.uint
 def export(model: UNetMotionModel) -> None:
     """Write the temporal layers and the first convolution, as a motion adapter."""
     adapter = adapter_of(model)
-
-    def save(folder: Path) -> None:
-        adapter.half().save_pretrained(folder)
-        denoising.new_scheduler().save_pretrained(folder / "scheduler")
-
-    family.export("interpolate", save)
+    family.export("interpolate", lambda folder: adapter.half().save_pretrained(folder))
 
 
 def adapter_of(model: UNetMotionModel) -> MotionAdapter:

@@ -88,15 +88,6 @@ def stage_models(stage: Stage) -> dict[str, str]:
     return roles | {role: use.model for role, use in _conditions(stage)}
 
 
-_PROMPTED = (
-    InvertStage,
-    SmoothStage,
-    UpsampleStage,
-    InterpolateStage,
-    UpscaleStage,
-    EditStage,
-)
-
 REFERENCES = frozenset({"ip_adapter"})
 """Roles of maps that are looked at and not aligned; they may have any shape."""
 
@@ -134,7 +125,7 @@ def draws_noise(stage: Stage) -> bool:
         return any(source.start == "noise" for source in stage.sources)
     if isinstance(stage, Prompt2PromptEdit):
         return False
-    return isinstance(stage, EditStage | UpsampleStage | InterpolateStage | UpscaleStage)
+    return isinstance(stage, EditStage | UpsampleStage | UpscaleStage)
 
 
 def stage_fields(
@@ -208,7 +199,9 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
             scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
             values[f"sources.{index}"] = _conditioning(text, prompts, scale)
         return values
-    if isinstance(stage, _PROMPTED):
+    if isinstance(stage, InterpolateStage):
+        return {"prompt": _prompt_text(stage.prompt, prompts, instruct=False)}
+    if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | UpscaleStage | EditStage):
         text = _prompt_text(stage.prompt, prompts, instruct=isinstance(stage, EditStage))
         values = _conditioning(text, prompts, stage.guidance_scale)
         if isinstance(stage, InstructPix2PixEdit) and stage.image_guidance_scale != 1:

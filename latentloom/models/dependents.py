@@ -11,11 +11,10 @@ from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
 from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.instruct import InstructDenoiser
-from latentloom.models.interpolate import InterpolateDenoiser
+from latentloom.models.interpolate import Interpolator
 from latentloom.models.load import (
     Changes,
     ImageModel,
-    VideoModel,
     check_channels,
     load_denoiser,
     load_text,
@@ -238,11 +237,11 @@ def load_interpolator(
     base: ImageModel,
     subfolder: str | None = None,
     variant: str | None = None,
-) -> VideoModel:
+) -> Interpolator:
     """Load an interpolator, in its base's dtype and on its device.
 
     Args:
-        folder: A `MotionAdapter` folder with a first convolution of its own, and `scheduler/` or the base's.
+        folder: A `MotionAdapter` folder with a first convolution of its own.
         base: The image model.
         subfolder: Where in the folder it lies.
         variant: As in diffusers.
@@ -257,15 +256,11 @@ def load_interpolator(
     if channels != wanted:
         raise ModelError(
             f"{root} takes {channels} channels; an interpolator of {base.vae.channels}-channel latents"
-            f" takes {wanted}: the noisy latents, the mask and what is known"
+            f" takes {wanted}: the latents, the mask and what is known"
         )
-    module = inflate(real_base(base, root).module, adapter)
-    own = (root / "scheduler").is_dir()
-    schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
-    denoiser = InterpolateDenoiser(
-        place(module, base.device, offload=base.offload), prediction_of(schedule)
-    )
-    return VideoModel(base.vae, base.text, denoiser, schedule)
+    image = real_base(base, root)
+    module = place(inflate(image.module, adapter), base.device, offload=base.offload)
+    return Interpolator(module, image, base.text)
 
 
 def _load_adapter(root: Path, base: ImageModel, variant: str | None) -> Any:

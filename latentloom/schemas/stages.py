@@ -121,12 +121,8 @@ class InterpolateStage(StageFields):
     op: Literal["interpolate"]
     model: str = "interpolate"
     """Interpolation model."""
-    num_inference_steps: Steps = 20
-    """DDIM steps."""
-    guidance_scale: Guidance = 1.0
-    """Classifier-free guidance."""
-    noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
-    """Names the noise that is drawn; the stage's name by default."""
+    num_inference_steps: Steps = 2
+    """Steps from the cross-fade of two frames to what is between them."""
     prompt: PromptName = "target"
     """Which prompt conditions it."""
 

@@ -6,12 +6,10 @@ from itertools import pairwise
 
 import torch
 
-from latentloom.models.interpolate import FACTOR, SPAN, condition
-from latentloom.ops.noise import frame_noise
-from latentloom.ops.sampling import denoise
+from latentloom.models.interpolate import FACTOR
 from latentloom.schemas.stages import InterpolateStage
 from latentloom.tasks.chunk import OpenChunk
-from latentloom.tasks.conditioning import predict_with
+from latentloom.tasks.loading import embed
 from latentloom.tasks.tensors import Array, latents_to_array
 
 
@@ -22,28 +20,12 @@ def interpolate(chunk: OpenChunk) -> Array:
     held for the time that it was shown.
     """
     stage = chunk.params(InterpolateStage)
-    model = chunk.models.interpolator(stage.model)
-    sampler = model.sampler(stage.num_inference_steps)
-    known = chunk.input_latents().to(model.denoiser.device)
-    seed, stream = chunk.noise_stream
-    shape = (known.shape[1], known.shape[2], known.shape[3])
-
-    def between(first: torch.Tensor, last: torch.Tensor, frame: int) -> torch.Tensor:
-        noise = frame_noise(seed, stream, range(frame, frame + SPAN), shape).to(known.device)
-        predict = predict_with(
-            chunk,
-            model,
-            chunk.timed,
-            guidance_scale=stage.guidance_scale,
-            control=condition(first, last),
-        )
-        return denoise(noise, predict, sampler)[1:-1]
-
-    frames = chunk.frames[::FACTOR]
-    made = [
-        torch.cat([first[None], between(first, last, frame)])
-        for (first, last), frame in zip(pairwise(known), frames, strict=False)
-    ]
+    model, base = chunk.models.interpolator(stage.model)
+    known = chunk.input_latents().to(base.vae.device)
+    text = embed(base, chunk.timed["prompt"])
+    made = []
+    for first, last in pairwise(known):
+        made += [first[None], model.between(first, last, text, stage.num_inference_steps)]
     if not chunk.chunk.ahead:
         made.append(known[-1:].expand(FACTOR, -1, -1, -1))
     return latents_to_array(torch.cat(made), chunk.dtype)

@@ -23,6 +23,7 @@ from latentloom.models.dependents import (
     load_upsampler,
     load_video_upsampler,
 )
+from latentloom.models.interpolate import Interpolator
 from latentloom.models.load import (
     ImageModel,
     VideoModel,
@@ -130,15 +131,14 @@ class PlanModels:
         )
         return loaded, base
 
-    def interpolator(self, name: str) -> VideoModel:
-        """Load an interpolator on its base."""
+    def interpolator(self, name: str) -> tuple[Interpolator, ImageModel]:
+        """Load an interpolator, and the image model that it is built on."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return load_interpolator(
-            facts.folder,
-            base=self.image(self._base(facts, name)),
-            subfolder=spec.subfolder,
-            variant=spec.variant,
+        base = self.image(self._base(facts, name))
+        loaded = load_interpolator(
+            facts.folder, base=base, subfolder=spec.subfolder, variant=spec.variant
         )
+        return loaded, base
 
     def upscaler(self, name: str) -> Upscaler:
         """Load an upscaler, which needs no other model."""

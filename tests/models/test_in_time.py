@@ -11,7 +11,7 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models import dependents, load
 from latentloom.models.image import ImageDenoiser
-from latentloom.models.interpolate import InterpolateDenoiser, condition
+from latentloom.models.interpolate import Interpolator, condition, cross_fade
 from latentloom.models.pretrained import library
 from latentloom.models.upsample import Upsampler
 from latentloom.models.upsample_video import VideoUpsampler
@@ -37,7 +37,7 @@ def video_upsampler(
 
 
 @pytest.fixture(scope="module")
-def interpolator(tiny_folder: Path, image: load.ImageModel) -> load.VideoModel:
+def interpolator(tiny_folder: Path, image: load.ImageModel) -> Interpolator:
     return dependents.load_interpolator(tiny_folder / "interpolate", base=image)
 
 
@@ -106,35 +106,58 @@ def test_condition_of_a_span_is_the_mask_and_what_is_known() -> None:
     assert not known[1:4].any()
 
 
-def test_interpolator_reads_latents_mask_and_known_frames_in_diffusers_order(
-    tiny_folder: Path, interpolator: load.VideoModel, image: load.ImageModel
+def test_cross_fade_goes_straight_from_one_frame_to_the_other() -> None:
+    first, last = noise(2)
+    fade = cross_fade(first, last)
+    assert torch.equal(fade[0], first)
+    assert torch.equal(fade[4], last)
+    assert torch.allclose(fade[1], 0.75 * first + 0.25 * last)
+
+
+def test_frames_between_are_the_cross_fade_and_what_layers_and_condition_change(
+    tiny_folder: Path, interpolator: Interpolator, image: load.ImageModel
 ) -> None:
-    z, text = noise(5), image.text.encode(["a"])
+    text = image.text.encode(["a"])
     first, last = noise(2, first=20)
-    assert isinstance(interpolator.denoiser, InterpolateDenoiser)
-    found = interpolator.denoiser.predict(z, 501, text, condition(first, last))
+    found = interpolator.between(first, last, text, 2)
+
     diffusers = library("diffusers")
-    unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_folder / "image" / "unet")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_folder / "image" / "unet").eval()
     adapter = diffusers.MotionAdapter.from_pretrained(tiny_folder / "interpolate")
     module = diffusers.UNetMotionModel.from_unet2d(unet, adapter).eval()
     mask = torch.tensor([1.0, 0, 0, 0, 1]).view(1, 1, 5, 1, 1).expand(1, 1, 5, 8, 8)
     kept = torch.stack([first, *[torch.zeros_like(first)] * 3, last], 1)[None]
+    z = torch.stack([first + k / 4 * (last - first) for k in range(5)], 1)[None]
+    words = text.repeat(5, 1, 1)
     with torch.no_grad():
-        window = torch.cat([z.transpose(0, 1)[None], mask, kept], 1)
-        raw = module(window, 501, text.repeat(5, 1, 1)).sample[0].transpose(0, 1)
-    alpha_bar = interpolator.schedule.alphas_cumprod()[501]
-    wanted = alpha_bar.sqrt() * raw + (1 - alpha_bar).sqrt() * z
-    assert torch.allclose(found, wanted, atol=1e-5)
+        for timestep in (100, 50):
+            together = module(torch.cat([z, mask, kept], 1), timestep, words).sample
+            alone = unet(z[0].transpose(0, 1), timestep, words).sample
+            z = z + (together - alone.transpose(0, 1)[None]) / 2
+    assert torch.allclose(found, z[0, :, 1:-1].transpose(0, 1), atol=1e-5)
+    assert not torch.allclose(found, cross_fade(first, last)[1:-1], atol=1e-2)
+
+
+def test_untrained_layers_leave_the_cross_fade_as_it_is(
+    tmp_path: Path, image: load.ImageModel
+) -> None:
+    tiny.save_interpolator(tmp_path / "untrained")
+    model = dependents.load_interpolator(tmp_path / "untrained", base=image)
+    with torch.no_grad():
+        silenced(model.module)
+        model.module.conv_in.weight[:, 4:] = 0
+    first, last = noise(2)
+    made = model.between(first, last, image.text.encode(["a"]), 3)
+    assert torch.allclose(made, cross_fade(first, last)[1:-1], atol=1e-4)
 
 
 def test_interpolator_leaves_the_image_models_first_convolution_alone(
-    interpolator: load.VideoModel, image: load.ImageModel
+    interpolator: Interpolator, image: load.ImageModel
 ) -> None:
     assert isinstance(image.denoiser, ImageDenoiser)
-    assert isinstance(interpolator.denoiser, InterpolateDenoiser)
     own = image.denoiser.module.conv_in.weight
     assert own.shape[1] == 4
-    assert torch.equal(interpolator.denoiser.module.conv_in.weight[:, :4], own)
+    assert torch.equal(interpolator.module.conv_in.weight[:, :4], own)
 
 
 def test_adapter_without_channels_for_what_is_known_is_no_interpolator(

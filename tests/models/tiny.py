@@ -231,8 +231,7 @@ def save_upsampler(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 def save_interpolator(folder: Path, *, seed: int = 2, **changes: Any) -> Path:
     """Save an adapter whose first convolution also takes the mask and what is known."""
     settings = {"conv_in_channels": 9, "motion_max_seq_length": 5}
-    save_motion_adapter(folder, seed=seed, **(settings | changes))
-    return save_scheduler(folder / "scheduler", prediction_type="v_prediction").parent
+    return save_motion_adapter(folder, seed=seed, **(settings | changes))
 
 
 def save_contrastive(folder: Path, *, seed: int = 0) -> Path:
