@@ -96,4 +96,5 @@ class Interpolator:
         window = torch.cat([z, known], dim=1).to(dtype).transpose(0, 1)[None].contiguous()
         together = self.module(window, time, words, return_dict=False)[0][0].transpose(0, 1)
         alone = self.image.module(z.to(dtype), time, words, return_dict=False)[0]
-        return (together.float() - alone.float()).contiguous()
+        changed: torch.Tensor = together.float() - alone.float()
+        return changed.contiguous()

@@ -13,6 +13,7 @@ import torch
 
 from latentloom.models.denoisers import Prediction, UNetDenoiser, joined_condition
 from latentloom.models.image import per_frame
+from latentloom.models.protocols import Denoiser
 from latentloom.models.schedulers import Sampler, Schedule
 
 FACTOR: Final = 2
@@ -64,7 +65,7 @@ class Upsampler:
         """Return DDIM with N steps."""
         return self.schedule.sampler(num_inference_steps)
 
-    def denoiser(self, level: int) -> UpsampleDenoiser:
+    def denoiser(self, level: int) -> Denoiser:
         """Return the denoiser that is told how noisy the small latents are.
 
         Args:

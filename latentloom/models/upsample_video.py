@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from latentloom.models.denoisers import Prediction, joined_condition
+from latentloom.models.protocols import Denoiser
 from latentloom.models.upsample import Upsampler
 from latentloom.models.video import VideoDenoiser, inflate
 
@@ -86,7 +87,7 @@ class VideoUpsampleDenoiser(VideoDenoiser):
 class VideoUpsampler(Upsampler):
     """An upsampler with temporal layers."""
 
-    def denoiser(self, level: int) -> VideoUpsampleDenoiser:
+    def denoiser(self, level: int) -> Denoiser:
         """Return the denoiser that is told how noisy the small latents are.
 
         Args:

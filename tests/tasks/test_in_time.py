@@ -92,11 +92,11 @@ def test_no_frame_is_made_of_two_scenes(folder: Path, tmp_path: Path) -> None:
 def test_video_has_four_times_the_frames_in_the_same_time(folder: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
     output = tmp_path / "out.mp4"
-    stages = [INTERPOLATE, {"op": "decode"}]
     run(
         folder,
         store,
-        *stages,
+        INTERPOLATE,
+        {"op": "decode"},
         output=output,
         source={"uri": str(folder / "clip.mp4"), "start": 0.25},
     )
