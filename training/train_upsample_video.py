@@ -69,7 +69,7 @@ def main() -> None:
         return denoising.loss_of(scheduler, predicted, wanted, timesteps)
 
     name = "upsample_video"
-    fit(name, config, {name: model}, draw, lambda: export(model), export_every=200)
+    fit(name, config, {name: model}, draw, lambda: export(model), export_every=25)
 
 
 def draw_pairs(
