@@ -104,7 +104,8 @@ def stopped_bytes(plan: Plan, until: StopPoint, need: Need) -> int:
     for stage in plan.stages:
         for index in need.get(stage.name, ()):
             if stage.name == until.stage:
-                total += _states_bytes(plan, stage, stage.chunks[index].num_frames, until)
+                frames = stage.rate * stage.chunks[index].num_frames
+                total += _states_bytes(plan, stage, frames, until)
             else:
                 total += stage.chunk_bytes[index]
     return total

@@ -82,11 +82,12 @@ class StepCheckpoints:
             tensors.append(state.estimate)
         array = np.stack([part.detach().float().cpu().numpy() for part in tensors], axis=1)
         key = self.chunk.stop_key if stopped else self.chunk.checkpoint_key
+        start, stop = self.stage.span(self.chunk)
         self.store.commit(
             key(state.step),
             array,
-            start=self.chunk.start,
-            stop=self.chunk.stop,
+            start=start,
+            stop=stop,
             attributes={"step": state.step, **state.attributes},
         )
         self.delete(before=state.step)

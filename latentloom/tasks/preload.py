@@ -23,6 +23,8 @@ def preload(plan: Plan, stages: Iterable[str]) -> None:
         "controlnet": models.controlnet,
         "t2i_adapter": models.t2i_adapter,
         "upsampler": models.upsampler,
+        "video_upsampler": models.upsampler,
+        "interpolator": models.interpolator,
         "upscaler": models.upscaler,
     }
     names = {name for stage in stages for name in plan.by_name[stage].models.values()}
