@@ -121,7 +121,7 @@ class InterpolateStage(StageFields):
     op: Literal["interpolate"]
     model: str = "interpolate"
     """Interpolation model."""
-    num_inference_steps: Steps = 2
+    num_inference_steps: Steps = 1
     """Steps from the cross-fade of two frames to what is between them."""
     prompt: PromptName = "target"
     """Which prompt conditions it."""

@@ -1,0 +1,48 @@
+"""The example that makes frames between frames runs on the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentloom.flows.compile import compile_plan
+from latentloom.flows.resolve import resolve
+from latentloom.media.decode import FrameReader
+from latentloom.media.probe import probe
+from latentloom.media.write import write_video
+from latentloom.schemas.load import load_recipe
+from latentloom.sprites.render import render
+from latentloom.sprites.scene import random_scene
+from latentloom.storage.store import Store
+from tests.runs import run_here
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str, folder: Path, frames: NDArray[np.uint8], *overrides: str) -> FrameReader:
+    """Run an example on frames; return what it made."""
+    clip, output = folder / "clip.mp4", folder / "made.mp4"
+    write_video(clip, frames, 8)
+    texts = [f"source.uri={clip}", f"output.uri={output}", "numerics.threads=1", *overrides]
+    recipe = load_recipe(EXAMPLES / f"{name}.yaml", texts)
+    store = Store.open(str(folder / "store"))
+    assert run_here(store, compile_plan(recipe, resolve(recipe, store))).state == "finished"
+    return FrameReader(output, probe(output))
+
+
+@pytest.fixture(scope="module")
+def frames() -> NDArray[np.uint8]:
+    return render(random_scene(1_005_000), 13)
+
+
+def test_interpolated_clip_shows_the_frames_that_were_left_out(
+    tmp_path: Path, frames: NDArray[np.uint8]
+) -> None:
+    made = run("interpolate", tmp_path, frames[::4]).read(0, 16)
+    assert made.shape == (16, 64, 64, 3)
+    error = np.abs(made[:13].astype(int) - frames).mean(axis=(1, 2, 3))
+    assert error.max() < 8
+    assert np.abs(np.diff(made[:13].astype(int), axis=0)).mean(axis=(1, 2, 3)).min() > 0.1
