@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def run(name: str, folder: Path, frames: NDArray[np.uint8], *overrides: str) -> 
 
 @pytest.fixture(scope="module")
 def frames() -> NDArray[np.uint8]:
-    return render(random_scene(1_005_000), 13)
+    moving = (s for s in map(random_scene, count(1_005_000)) if s.sprites[0].motion.kind == "swing")
+    return render(next(moving), 13)
 
 
 def test_interpolated_clip_shows_the_frames_that_were_left_out(
@@ -43,6 +45,6 @@ def test_interpolated_clip_shows_the_frames_that_were_left_out(
 ) -> None:
     made = run("interpolate", tmp_path, frames[::4]).read(0, 16)
     assert made.shape == (16, 64, 64, 3)
-    error = np.abs(made[:13].astype(int) - frames).mean(axis=(1, 2, 3))
-    assert error.max() < 8
-    assert np.abs(np.diff(made[:13].astype(int), axis=0)).mean(axis=(1, 2, 3)).min() > 0.1
+    assert np.abs(made[:13].astype(float) - frames).mean(axis=(1, 2, 3)).max() < 12
+    changed = np.abs(np.diff(made[:13].astype(float), axis=0)).mean(axis=(1, 2, 3))
+    assert changed.min() > changed.max() / 20
