@@ -87,10 +87,7 @@ class Cluster:
             yield pass_on_stop
         finally:
             with suppress(OSError):
-                # distributed annotates it not at all.
-                self._client.unregister_worker_plugin(  # type: ignore[no-untyped-call]
-                    _plugin_name(run)
-                )
+                self._client.unregister_worker_plugin(_plugin_name(run))
 
     def check(self, needed: Mapping[frozenset[str], str]) -> None:
         """Refuse stages that no worker may run; their tasks would wait for ever.
@@ -174,7 +171,7 @@ def connected(address: str) -> Iterator[Cluster]:
         LatentloomError: If nobody answers, or no worker comes.
     """
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise LatentloomError(
             f"the scheduler at {address} cannot be reached ({type(error).__name__});"
@@ -210,7 +207,7 @@ def local_cluster(
         scratch_folder() as folder,
         environment({**threading, LOG_LEVEL: str(log_level)}),  # Dask changes some for good
         dask.config.set(_dask_settings(threading, folder)),
-        SpecCluster(  # type: ignore[no-untyped-call]
+        SpecCluster(
             scheduler={
                 "cls": Scheduler,
                 "options": {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"},

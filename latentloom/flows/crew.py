@@ -103,8 +103,8 @@ def crew(workers: int, threads: int, *, devices: Sequence[str] = ()) -> Iterator
         try:
             yield Crew(pool)
         except BaseException:
-            # Workers end at once; pebble annotates this method not at all.
-            pool.stop()  # type: ignore[no-untyped-call]
+            # Workers end at once.
+            pool.stop()
             raise
 
 

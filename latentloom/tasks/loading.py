@@ -208,8 +208,7 @@ def forget_models() -> None:
     ):
         cached.cache_clear()
     _digests.clear()
-    # torch annotates it not at all.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -154,7 +154,7 @@ def test_models_are_loaded_once_per_worker_and_kept(tmp_path: Path, farm: Farm) 
 
     from latentloom.models.load import load_image_model
 
-    with Client(farm.address, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+    with Client(farm.address, set_as_default=False) as client:
         run = Desk(tmp_path, farm).start()
         _, stderr = run.communicate(timeout=PATIENCE_SECONDS)
         assert run.returncode == 0, stderr

@@ -23,7 +23,7 @@ def test_a_chunk_has_slots_and_no_dict_and_never_changes() -> None:
     chunk = PlannedChunk(key="k", start=0, stop=8)
     assert not hasattr(chunk, "__dict__")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        chunk.start = 1  # type: ignore[misc]
+        chunk.start = 1  # type: ignore[misc]  # what is refused
 
 
 def test_an_unknown_field_of_a_chunk_is_an_error() -> None:
