@@ -6,6 +6,7 @@ that such calls fill. Other sizes are other keys, and other last bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,8 @@ class _Search:
         self.memory = recipe.limits.memory or memory_found(plan.facts.machine)
         sized = [stage for stage in plan.stages if _takes_windows_of(recipe, stage)]
         window = max((_window_of(stage) for stage in sized), default=None)
+        # A window holds whole source frames, however many an interpolation made of each.
+        self.window_step = math.lcm(WINDOW_STEP, *(stage.rate for stage in sized))
         self.longest_window = None if window is None else self._most_frames(sized)
         self.now = Sizes(window, recipe.numerics.micro_batch, recipe.chunks.frames)
 
@@ -176,20 +179,21 @@ class _Search:
         if self.now.window is None or self.longest_window is None:
             yield None
             return
-        sizes = {self.now.window, *range(WINDOW_STEP, self.longest_window + 1, WINDOW_STEP)}
+        step = self.window_step
+        sizes = {self.now.window, *range(step, self.longest_window + 1, step)}
         overlap = self.plan.recipe.windows.overlap or 0
         yield from sorted((size for size in sizes if size > overlap), reverse=True)
 
     def _batches(self) -> list[int]:
         """Return micro-batches, ascending; none so large that a call could only be filled by padding."""
-        most = max((s.num_frames for s in self._local_chunks()), default=1)
+        most = max(self._local_frames(), default=1)
         most = max(most, self.now.micro_batch, min(self.plan.num_frames, MICRO_BATCHES[-1]))
         return sorted({self.now.micro_batch, *(b for b in MICRO_BATCHES if b <= most)})
 
-    def _local_chunks(self) -> Iterator[PlannedChunk]:
+    def _local_frames(self) -> Iterator[int]:
         for stage in self.plan.stages:
             if stage.unit == "frames" and stage.models:
-                yield from stage.chunks
+                yield from (chunk.num_frames * stage.rate for chunk in stage.chunks)
 
     def _sizes(self, window: int | None, micro_batch: int) -> Sizes:
         """Choose the chunk that calls fill: the plan's if they do, else the next multiple."""
@@ -201,7 +205,8 @@ class _Search:
         models = [self.plan.facts.models[name] for s in stages for name in s.models.values()]
         limits = [model.max_length for model in models if model.max_length is not None]
         own = max(_window_of(stage) for stage in stages)
-        return min(min(limits, default=own), max(own, self.plan.num_frames))
+        shown = max(self.plan.num_frames * stage.rate for stage in stages)
+        return min(min(limits, default=own), max(own, shown))
 
     def _measured(self, stage: PlannedStage, sizes: Sizes) -> int | None:
         key = estimate.calibration_key(self._resized(stage, sizes), self._recipe(sizes))
@@ -228,9 +233,9 @@ class _Search:
             return stage
         longest = frames = _longest(stage)
         if stage.unit == "frames":
-            frames = min(sizes.chunk, self.plan.num_frames)
+            frames = min(max(1, sizes.chunk // stage.rate), self.plan.num_frames)
         elif sizes.window is not None and _takes_windows_of(self.plan.recipe, stage):
-            frames = min(sizes.window, self.plan.num_frames)
+            frames = min(sizes.window // stage.rate, self.plan.num_frames)
         variant = stage.variants[0]
         fields = dict(variant.fields)
         if "numerics" in fields:

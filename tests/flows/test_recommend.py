@@ -38,15 +38,33 @@ def recommended(free: int | None, **changes: Any) -> Recommendation:
     return found
 
 
-def applied(found: Recommendation, **facts: Any) -> Plan:
+def applied(found: Recommendation, **changes: Any) -> Plan:
     """Compile the recipe with what was recommended."""
     sizes = {
         "windows": {"size": found.sizes.window},
         "numerics": {"micro_batch": found.sizes.micro_batch},
         "chunks": {"frames": found.sizes.chunk},
     }
-    changes: dict[str, Any] = {"facts": facts, **sizes}
-    return planned(None, **changes)
+    return planned(None, **sizes, **changes)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(min_value=4 * GIB, max_value=60 * GIB))
+def test_sizes_after_interpolation_fit_and_hold_whole_source_frames(free: int) -> None:
+    stages = [
+        {"op": "encode"},
+        {"op": "interpolate"},
+        {"op": "upsample", "model": "upsample_video"},
+        {"op": "decode"},
+    ]
+    found = recommend(planned(free, stages=stages))
+    if found is None:
+        return
+    plan = applied(found, stages=stages)
+    assert plan.peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
+    assert found.sizes.window is not None
+    assert plan.by_name["upsample"].longest == found.sizes.window
+    assert found.sizes.window % 4 == 0
 
 
 @settings(deadline=None, max_examples=15)
