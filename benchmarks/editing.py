@@ -25,7 +25,7 @@ from latentloom.models.load import ImageModel, VideoModel, load_image_model, loa
 from latentloom.models.predict import predictor
 from latentloom.models.schedulers import Sampler
 from latentloom.ops.edges import edges
-from latentloom.ops.fuse import fuse_denoise, weight_schedule
+from latentloom.ops.fuse import fuse, fuse_denoise, weight_schedule
 from latentloom.ops.inpaint import latent_mask
 from latentloom.ops.interpolate import mix
 from latentloom.ops.noise import frame_noise
@@ -58,6 +58,12 @@ class Settings:
     """FLDM: weight of the video latents at step tau."""
     tau: int = 6
     """FLDM: first fused step."""
+    toward: Literal["video", "image", "constant"] = "video"
+    """FLDM: whose weight grows to 1 from step tau on, if any."""
+    variance_preserving: bool = False
+    match_statistics: Literal["none", "per_frame"] = "none"
+    start: Literal["inverted", "noise"] = "inverted"
+    """Image model, video model and FLDM: from the source's inverted latents, or from noise drawn by frame."""
     num_sources: int = 2
     """FLDM: of `SOURCES`, in that order."""
     strength: float = 0.7
@@ -113,6 +119,10 @@ SOURCES: Final = {
 }
 
 
+# The source whose weight grows, by its place among them.
+TOWARD: Final = {"video": 0, "image": 1, "constant": None}
+
+
 class Editor:
     """A clip with every method on it; what the methods share is computed once, when it is needed."""
 
@@ -144,19 +154,25 @@ class Editor:
         return invert(self.latents, predict, self.sampler)
 
     def alone(self, name: str, settings: Settings) -> torch.Tensor:
-        """Denoise the inverted latents with one model."""
-        return denoise(self.inverted, self._source(name, settings), self.sampler)
+        """Denoise the latents of the start with one model."""
+        return denoise(self._start(settings), self._source(name, settings), self.sampler)
 
     def fldm(self, settings: Settings) -> torch.Tensor:
-        """Denoise the inverted latents with several models, fused from step tau on."""
+        """Denoise the latents of the start with several models, fused from step tau on."""
         names = list(SOURCES)[: settings.num_sources]
         others = (1 - settings.alpha) / (len(names) - 1)
         weights = [settings.alpha] + [others] * (len(names) - 1)
+        combine = functools.partial(
+            fuse,
+            variance_preserving=settings.variance_preserving,
+            match_statistics=settings.match_statistics,
+        )
         return fuse_denoise(
             [self._source(name, settings) for name in names],
-            [self.inverted] * len(names),
-            weight_schedule(weights, settings.tau, NUM_STEPS, toward=0),
+            [self._start(settings)] * len(names),
+            weight_schedule(weights, settings.tau, NUM_STEPS, toward=TOWARD[settings.toward]),
             self.sampler,
+            combine=combine,
         )
 
     def img2img(self, settings: Settings) -> torch.Tensor:
@@ -182,6 +198,9 @@ class Editor:
         )
         predict = self._predict(models.video, caption(self.clip.target), settings.guidance_scale)
         return denoise(mix(by_image, by_video, settings.ratio), predict, self.sampler)
+
+    def _start(self, settings: Settings) -> torch.Tensor:
+        return self.inverted if settings.start == "inverted" else self._noise()
 
     def _noise(self) -> torch.Tensor:
         channels, height, width = self.latents.shape[1:]

@@ -1,11 +1,12 @@
 """How well an image model, a video model, FLDM and BIVDiff edit, by the truth of the sprite world.
 
     python -m benchmarks.methods [--clips 20] [--tasks recolour,reshape] [--out docs/methods] [--json]
-    python -m benchmarks.methods --sweep alpha [--clips 10] [--tasks recolour]
+    python -m benchmarks.methods --sweep alpha [--clips 10] [--tasks recolour] [--set toward=image]
     python -m benchmarks.methods --methods fldm,editor,bivdiff_editor
     python -m benchmarks.methods --cost
 
-Clips were held out from training. With `--out` the tables are written as Markdown and the sweeps as plots.
+Clips were held out from training; those before the default of `--first` are for the choice of settings. With
+`--out` the tables are written as Markdown and the sweeps as plots.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from benchmarks.editing import (
     METHODS,
@@ -48,9 +50,10 @@ Row = dict[str, float]
 Name = TypeVar("Name", bound=str)
 # Neither a setting nor a model was chosen on clips from here on.
 FIRST_SEED: Final = 1_002_000
-SWEEPS: Final[dict[str, tuple[Method, str, tuple[float, ...]]]] = {
+SWEEPS: Final[dict[str, tuple[Method, str, tuple[float | str, ...]]]] = {
     "alpha": ("fldm", "alpha", tuple(round(0.1 * k, 1) for k in range(11))),
-    "tau": ("fldm", "tau", (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)),
+    "tau": ("fldm", "tau", (0, 3, 6, 9, 12, 15, 18)),
+    "toward": ("fldm", "toward", ("video", "constant", "image")),
     "ratio": ("bivdiff", "ratio", (0.0, 0.25, 0.5, 0.75, 1.0)),
     "sources": ("fldm", "num_sources", (2, 3, 4)),
 }
@@ -112,13 +115,13 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, Row]]:
             editor = Editor(models, clip)
             rows["target"].append(judge.target(editor))
             for method in options.methods:
-                rows[method].append(judge.score(clip, editor.edit(method, Settings())))
+                rows[method].append(judge.score(clip, editor.edit(method, options.set)))
         tables[task] = {name: means(of, rows["target"]) for name, of in rows.items()}
         steered = (
             "" if task not in STEERED else ", image and video model held to the source's edges"
         )
         table = to_table("method", {TITLES[k]: v for k, v in tables[task].items()})
-        title = f"# {task}, {options.clips} held-out clips{steered}\n"
+        title = f"# {task}, {options.clips} held-out clips{steered}{_changes(options.set)}\n"
         text = "\n".join([title, LEGEND, table])
         print(text, flush=True)
         _write(options.out, f"{task}.md", text)
@@ -130,24 +133,25 @@ def sweep(options: argparse.Namespace) -> dict[str, Row]:
     method, field, values = SWEEPS[options.sweep]
     task = options.tasks[0]
     judge, models = Judge.load(), Models.load()
-    rows: dict[str, list[Row]] = {f"{value:g}": [] for value in values}
+    rows: dict[str, list[Row]] = {str(value): [] for value in values}
     targets = []
     for clip in _clips(task, options):
         editor = Editor(models, clip)
         targets.append(judge.target(editor))
         for value in values:
             changed: dict[str, Any] = {field: value}
-            settings = dataclasses.replace(Settings(), **changed)
-            rows[f"{value:g}"].append(judge.score(clip, editor.edit(method, settings)))
+            settings = dataclasses.replace(options.set, **changed)
+            rows[str(value)].append(judge.score(clip, editor.edit(method, settings)))
     table = {name: means(of, targets) for name, of in rows.items()}
     table["target"] = means(targets, targets)
-    title = f"# {TITLES[method]}: {options.sweep}, {task}, {options.clips} held-out clips\n"
+    title = f"# {TITLES[method]}: {options.sweep}, {task}, {options.clips} held-out clips"
+    title += f"{_changes(options.set)}\n"
     names = f"Sources, in this order: {', '.join(SOURCES)}.\n" if field == "num_sources" else ""
     text = "\n".join([title, LEGEND, names, to_table(options.sweep, table)])
     print(text, flush=True)
     _write(options.out, f"sweep-{options.sweep}.md", text)
     if options.out:
-        plot(table, options.sweep, options.out / f"sweep-{options.sweep}.svg")
+        plot(table, options.sweep, values, options.out / f"sweep-{options.sweep}.svg")
     return table
 
 
@@ -252,7 +256,7 @@ def to_table(head: str, rows: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(table: dict[str, Row], name: str, path: Path) -> None:
+def plot(table: dict[str, Row], name: str, values: tuple[float | str, ...], path: Path) -> None:
     """Draw a sweep, a panel for each measure, with the target's value as a dashed line."""
     import matplotlib as mpl
 
@@ -261,11 +265,10 @@ def plot(table: dict[str, Row], name: str, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "latentloom"
     from matplotlib import pyplot
 
-    values = [key for key in table if key != "target"]
     shown = [column for column in COLUMNS if column[1] != "IoU"]
     figure, axes = pyplot.subplots(2, 3, figsize=(10, 5.5), layout="constrained")
     for axis, (key, title, _) in zip(axes.flat, shown, strict=True):
-        axis.plot([float(value) for value in values], [table[v][key] for v in values], marker="o")
+        axis.plot(values, [table[str(value)][key] for value in values], marker="o")
         axis.axhline(table["target"][key], linestyle="--", color="grey")
         axis.set(title=title, xlabel=name)
     figure.savefig(path, metadata={"Date": None})
@@ -274,7 +277,7 @@ def plot(table: dict[str, Row], name: str, path: Path) -> None:
 
 def _clips(task: Task, options: argparse.Namespace) -> Iterable[Clip]:
     for index in range(options.clips):
-        yield Clip.draw(task, FIRST_SEED + index, options.frames)
+        yield Clip.draw(task, options.first + index, options.frames)
 
 
 def _mean(values: Any) -> float:
@@ -288,6 +291,18 @@ def _write(folder: Path | None, name: str, text: str) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def _changes(settings: Settings) -> str:
+    """Return what is not at its default, for a title."""
+    defaults = dataclasses.asdict(Settings())
+    changed = [f"{k} {v}" for k, v in dataclasses.asdict(settings).items() if v != defaults[k]]
+    return f" ({', '.join(changed)})" if changed else ""
+
+
+def _settings(texts: list[str]) -> Settings:
+    pairs = dict(text.split("=", 1) for text in texts)
+    return TypeAdapter(Settings).validate_python(pairs)
 
 
 def _tasks(text: str) -> list[Task]:
@@ -316,13 +331,17 @@ def _options() -> argparse.Namespace:
         default=[method for method in METHODS if method not in SPECIAL],
         help=f"separated by commas, of {', '.join(METHODS)}",
     )
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="seed of the first clip")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--sweep", choices=list(SWEEPS), help="vary one setting on the first task")
     parser.add_argument("--cost", action="store_true", help="measure time and memory instead")
     parser.add_argument("--cost-of", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write tables and plots there")
     parser.add_argument("--json", action="store_true", help="print one object as the last line")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.set = _settings(options.set)
+    return options
 
 
 if __name__ == "__main__":
