@@ -13,6 +13,7 @@ import torch
 
 from latentloom.errors import ModelError
 from latentloom.models.folders import resolve_folder
+from latentloom.models.offload import ON_CPU, Placement
 from latentloom.models.pretrained import load_component, load_tokenizer, read_config
 
 # Frames in a call, to bound memory.
@@ -54,22 +55,19 @@ class Contrastive:
         return _unit(output.pooler_output)
 
 
-def load_contrastive(
-    folder: str | Path, *, dtype: str = "float32", device: str = "cpu"
-) -> Contrastive:
+def load_contrastive(folder: str | Path, *, placement: Placement = ON_CPU) -> Contrastive:
     """Load a CLIP model with its tokenizer and `preprocessor_config.json`.
 
     Args:
         folder: A path, or `embedded:sprites/contrastive`.
-        dtype: What it computes in.
-        device: Where it goes.
+        placement: Where it goes, and what it computes in.
 
     Raises:
         ModelError: If something is missing or damaged.
         PolicyError: If the class is not allowed or weights are pickled.
     """
     root = resolve_folder(folder)
-    module = load_component(root, expected=("CLIPModel",), dtype=dtype, device=device)
+    module = load_component(root, expected=("CLIPModel",), placement=placement)
     path = root / "preprocessor_config.json"
     config = read_config(path)
     mean, std = (tuple(config.get(key) or ()) for key in ("image_mean", "image_std"))

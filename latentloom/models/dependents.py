@@ -17,6 +17,7 @@ from latentloom.models.load import (
     ImageModel,
     check_channels,
     load_denoiser,
+    load_motion_adapter,
     load_text,
     load_vae,
     prediction_of,
@@ -24,7 +25,7 @@ from latentloom.models.load import (
     required,
     shared_vae,
 )
-from latentloom.models.offload import place
+from latentloom.models.offload import ON_CPU, Placement, place
 from latentloom.models.pretrained import find_weights, load_component, load_tensors
 from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Schedule
@@ -53,9 +54,7 @@ def load_controlnet(
             root,
             expected=("ControlNetModel",),
             variant=variant,
-            dtype=base.dtype,
-            device=base.device,
-            offload=base.offload,
+            placement=base.placement,
         )
     )
     check_fits(control_net, real_base(base, root))
@@ -82,9 +81,7 @@ def load_t2i_adapter(
             root,
             expected=("T2IAdapter",),
             variant=variant,
-            dtype=base.dtype,
-            device=base.device,
-            offload=base.offload,
+            placement=base.placement,
         ),
         base.vae.downscale,
     )
@@ -118,9 +115,7 @@ def load_ip_adapter(
     encoder = load_component(
         root / "image_encoder",
         expected=("CLIPVisionModelWithProjection",),
-        dtype=base.dtype,
-        device=base.device,
-        offload=base.offload,
+        placement=base.placement,
     )
     path = find_weights(root, weight_name)
     return attach(real_base(base, root), encoder, load_tensors(path), scale, path)
@@ -133,9 +128,7 @@ def load_inpaint_model(
     base: ImageModel | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
     scheduler: Changes = (),
 ) -> ImageModel:
     """Load an inpainting model: a pipeline of its own, or a UNet on a base.
@@ -145,9 +138,7 @@ def load_inpaint_model(
         base: The image model.
         subfolder: Where in the folder the model lies.
         variant: As in diffusers.
-        dtype: What it computes in.
-        device: Where it goes.
-        offload: Whether it is there only while it runs; what is the base's follows the base.
+        placement: Where it goes, and what it computes in; what is the base's follows the base.
         scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
@@ -155,7 +146,7 @@ def load_inpaint_model(
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
+    options: dict[str, Any] = {"variant": variant, "placement": placement}
     own = (root / "scheduler").is_dir()
     schedule = (
         Schedule.from_folder(root / "scheduler", dict(scheduler))
@@ -167,7 +158,7 @@ def load_inpaint_model(
     check_channels(root, denoiser, vae, extra=1 + vae.channels)
     own_text = (root / "text_encoder").is_dir()
     text = load_text(root, options) if own_text else required(base, root).text
-    return ImageModel(vae, text, denoiser, schedule, dtype, device, offload)
+    return ImageModel(vae, text, denoiser, schedule, placement)
 
 
 @functools.lru_cache(maxsize=8)
@@ -189,9 +180,7 @@ def load_upsampler(
         root / "unet",
         expected=("UNet2DConditionModel",),
         variant=variant,
-        dtype=base.dtype,
-        device=base.device,
-        offload=base.offload,
+        placement=base.placement,
     )
     config, channels = module.config, base.vae.channels
     if (config.in_channels, config.out_channels) != (2 * channels, channels):
@@ -225,8 +214,8 @@ def load_video_upsampler(
         PolicyError: If the class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    adapter = _load_adapter(root, base, variant)
-    module = place(inflate_upsampler(upsampler.module, adapter), base.device, offload=base.offload)
+    adapter = load_motion_adapter(root, base, variant)
+    module = place(inflate_upsampler(upsampler.module, adapter), base.placement)
     return VideoUpsampler(module, upsampler.schedule)
 
 
@@ -251,7 +240,7 @@ def load_interpolator(
         PolicyError: If the class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    adapter = _load_adapter(root, base, variant)
+    adapter = load_motion_adapter(root, base, variant)
     channels, wanted = adapter.config["conv_in_channels"], 2 * base.vae.channels + 1
     if channels != wanted:
         raise ModelError(
@@ -259,12 +248,8 @@ def load_interpolator(
             f" takes {wanted}: the latents, the mask and what is known"
         )
     image = real_base(base, root)
-    module = place(inflate(image.module, adapter), base.device, offload=base.offload)
+    module = place(inflate(image.module, adapter), base.placement)
     return Interpolator(module, image, base.text)
-
-
-def _load_adapter(root: Path, base: ImageModel, variant: str | None) -> Any:
-    return load_component(root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype)
 
 
 @functools.lru_cache(maxsize=8)
@@ -274,9 +259,7 @@ def load_instruct_model(
     base: ImageModel | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
     scheduler: Changes = (),
 ) -> ImageModel:
     """Load an InstructPix2Pix model: a whole pipeline, or a UNet and schedule on a base.
@@ -287,9 +270,7 @@ def load_instruct_model(
         base: The image model for what the folder lacks.
         subfolder: Where in the folder the model lies.
         variant: As in diffusers.
-        dtype: What it computes in.
-        device: Where it goes.
-        offload: Whether it is there only while it runs; what is the base's follows the base.
+        placement: Where it goes, and what it computes in; what is the base's follows the base.
         scheduler: Fields of the scheduler's configuration with other values.
 
     Raises:
@@ -297,12 +278,7 @@ def load_instruct_model(
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options: dict[str, Any] = {
-        "variant": variant,
-        "dtype": dtype,
-        "device": device,
-        "offload": offload,
-    }
+    options: dict[str, Any] = {"variant": variant, "placement": placement}
     schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
     own_vae, own_text = (root / "vae").is_dir(), (root / "text_encoder").is_dir()
@@ -315,4 +291,4 @@ def load_instruct_model(
             f" of {vae.channels}-channel latents maps {2 * vae.channels} to {vae.channels}"
         )
     denoiser = InstructDenoiser(module, prediction_of(schedule))
-    return ImageModel(vae, text, denoiser, schedule, dtype, device, offload)
+    return ImageModel(vae, text, denoiser, schedule, placement)

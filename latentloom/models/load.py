@@ -17,7 +17,7 @@ from latentloom.models.denoisers import Prediction
 from latentloom.models.folders import inside, resolve_folder
 from latentloom.models.image import ImageDenoiser
 from latentloom.models.lora import Lora, merge_loras
-from latentloom.models.offload import place
+from latentloom.models.offload import ON_CPU, Placement, place
 from latentloom.models.pretrained import (
     class_name,
     load_component,
@@ -42,9 +42,7 @@ class ImageModel:
     text: TextEncoder
     denoiser: Denoiser
     schedule: Schedule
-    dtype: str
-    device: str
-    offload: bool = False
+    placement: Placement
 
     def sampler(self, num_inference_steps: int) -> Sampler:
         """Return DDIM and its inverse with N steps."""
@@ -71,9 +69,7 @@ def load_image_model(
     *,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
     vae: VAE | None = None,
     loras: tuple[Lora, ...] = (),
     scheduler: Changes = (),
@@ -84,9 +80,7 @@ def load_image_model(
         folder: Holds `vae/`, `unet/`, `text_encoder/`, `tokenizer/` and `scheduler/`.
         subfolder: Where in it the pipeline lies.
         variant: As in diffusers, `fp16` for instance.
-        dtype: What it computes in.
-        device: Where it goes.
-        offload: Whether it is there only while it runs.
+        placement: Where it goes, and what it computes in.
         vae: Another VAE than the folder's.
         loras: Merged into its weights.
         scheduler: Fields of the scheduler's configuration with other values.
@@ -96,14 +90,14 @@ def load_image_model(
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
+    options: dict[str, Any] = {"variant": variant, "placement": placement}
     schedule = Schedule.from_folder(root / "scheduler", dict(scheduler))
     own_vae = vae if vae is not None else load_vae(root / "vae", **options)
     denoiser = load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
     check_channels(root, denoiser, own_vae)
     text = load_text(root, options)
     _merge(loras, denoiser, text)
-    return ImageModel(own_vae, text, denoiser, schedule, dtype, device, offload)
+    return ImageModel(own_vae, text, denoiser, schedule, placement)
 
 
 @functools.lru_cache(maxsize=8)
@@ -113,9 +107,7 @@ def load_video_model(
     base: ImageModel | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
     vae: VAE | None = None,
     loras: tuple[Lora, ...] = (),
     scheduler: Changes = (),
@@ -128,9 +120,7 @@ def load_video_model(
         base: The image model. Text encoder and VAE are its own where the folder has none.
         subfolder: Where in the folder the model lies.
         variant: As in diffusers.
-        dtype: What it computes in; an adapter's is its base's.
-        device: Where it goes; an adapter's is its base's.
-        offload: Whether it is there only while it runs; an adapter's is its base's.
+        placement: Where it goes, and what it computes in; an adapter's is its base's.
         vae: The VAE named explicitly. Without it the folder's must share the base's latent space.
         loras: Merged into its weights; an adapter's can change the UNet alone.
         scheduler: Fields of the scheduler's configuration with other values.
@@ -140,7 +130,7 @@ def load_video_model(
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options = {"variant": variant, "dtype": dtype, "device": device, "offload": offload}
+    options: dict[str, Any] = {"variant": variant, "placement": placement}
     if (root / "config.json").is_file():
         on = required(base, root)
         return _load_adapter(root, on, variant, vae, loras, dict(scheduler))
@@ -161,9 +151,7 @@ def load_vae(
     *,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
 ) -> VAE:
     """Load a VAE from its own folder, or from the `vae/` of a pipeline's.
 
@@ -175,8 +163,8 @@ def load_vae(
     root = root / "vae" if (root / "vae").is_dir() else root
     config = read_config(root / "config.json")
     if class_name(config) == "StandInVAE":
-        return standin.load_vae(root, device)
-    return load_kl_autoencoder(root, variant=variant, dtype=dtype, device=device, offload=offload)
+        return standin.load_vae(root, placement.device)
+    return load_kl_autoencoder(root, variant=variant, placement=placement)
 
 
 def _load_adapter(
@@ -188,14 +176,20 @@ def _load_adapter(
     scheduler: dict[str, object],
 ) -> VideoModel:
     image = real_base(base, root)
-    adapter = load_component(root, expected=("MotionAdapter",), variant=variant, dtype=base.dtype)
+    adapter = load_motion_adapter(root, base, variant)
     own = (root / "scheduler").is_dir()
     schedule = Schedule.from_folder(root / "scheduler") if own else base.schedule
     schedule = schedule.changed(scheduler)
-    module = place(inflate(image.module, adapter), base.device, offload=base.offload)
+    module = place(inflate(image.module, adapter), base.placement)
     denoiser = VideoDenoiser(module, prediction_of(schedule))
     _merge(loras, denoiser, None)
     return VideoModel(vae if vae is not None else base.vae, base.text, denoiser, schedule)
+
+
+def load_motion_adapter(root: Path, base: ImageModel, variant: str | None) -> Any:
+    """Load temporal layers in their base's dtype; where they go, the model that they are put into says."""
+    placement = Placement(dtype=base.placement.dtype)
+    return load_component(root, expected=("MotionAdapter",), variant=variant, placement=placement)
 
 
 def _merge(loras: tuple[Lora, ...], denoiser: Denoiser, text: TextEncoder | None) -> None:
@@ -213,7 +207,7 @@ def load_denoiser(
     """Load a UNet, or the stand-in for one, as the denoiser of its class."""
     prediction = prediction_of(schedule)
     if class_name(read_config(folder / "config.json")) == "StandInDenoiser":
-        return standin.load_denoiser(folder, prediction, options["device"])
+        return standin.load_denoiser(folder, prediction, options["placement"].device)
     module = load_component(folder, expected=expected, **options)
     if module.config.get("addition_embed_type"):
         raise ModelError(f"{folder} needs more than text embeddings (SDXL); not supported")
@@ -226,7 +220,7 @@ def load_text(root: Path, options: dict[str, Any]) -> TextEncoder:
     """Load the text encoder of a pipeline folder, with its tokenizer."""
     folder = root / "text_encoder"
     if class_name(read_config(folder / "config.json")) == "StandInText":
-        return standin.load_text(options["device"])
+        return standin.load_text(options["placement"].device)
     module = load_component(folder, expected=("CLIPTextModel",), **options)
     return CLIPText(load_tokenizer(root / "tokenizer"), module)
 

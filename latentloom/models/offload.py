@@ -1,18 +1,33 @@
-"""Let models wait in the machine's memory, and be on the GPU only while they run.
+"""Where models are, and what they compute in; they may wait in the machine's memory while others run.
 
 Moving weights changes none of their bits, so results are those of a model that stays on the GPU.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from accelerate.hooks import (
     ModelHook,
     add_hook_to_module,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a model is, and what it computes in."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    offload: bool = False
+    """Whether it is on the device only while it runs."""
+
+
+ON_CPU: Final = Placement()
+"""In float32 on the CPU."""
 
 
 # accelerate ships no types: a subclass of its hook is one of Any.
@@ -37,14 +52,15 @@ class Visit(ModelHook):  # type: ignore[misc]
         return args, kwargs
 
 
-def place(module: Any, device: str, *, offload: bool) -> Any:
-    """Move a module to a device, or with `offload` let it visit the device whenever it runs.
+def place(module: Any, placement: Placement) -> Any:
+    """Move a module to its device, or with `offload` let it visit the device whenever it runs.
 
     A device without memory of its own (cpu) has nothing to be offloaded from.
     """
-    if not offload or torch.device(device).type == "cpu":
+    device = torch.device(placement.device)
+    if not placement.offload or device.type == "cpu":
         return module.to(device)
-    return add_hook_to_module(module, Visit(torch.device(device)))
+    return add_hook_to_module(module, Visit(device))
 
 
 def execution_device(module: Any) -> torch.device:

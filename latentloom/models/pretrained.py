@@ -17,7 +17,7 @@ import torch
 
 from latentloom.errors import ModelError, PolicyError
 from latentloom.models.folders import require_safetensors
-from latentloom.models.offload import place
+from latentloom.models.offload import ON_CPU, Placement, place
 
 # Class in a config -> library that has it. Nothing else is instantiated.
 ALLOWED_CLASSES: Final = {
@@ -80,20 +80,16 @@ def load_component(
     folder: Path,
     *,
     expected: tuple[str, ...],
-    dtype: str = "float32",
-    device: str = "cpu",
     variant: str | None = None,
-    offload: bool = False,
+    placement: Placement = ON_CPU,
 ) -> Any:
     """Load a module with its weights.
 
     Args:
         folder: Holds `config.json` and the weights.
         expected: Classes that fit here.
-        dtype: What it computes in, whatever dtype the file has.
-        device: Where it goes.
         variant: As in diffusers: `fp16` reads `diffusion_pytorch_model.fp16.safetensors`.
-        offload: Whether it is there only while it runs.
+        placement: Where it goes, and what it computes in, whatever dtype the file has.
 
     Raises:
         ModelError: If a file is missing or damaged, or the weights do not fit the config.
@@ -101,10 +97,10 @@ def load_component(
     """
     name = allowed_class(read_config(folder / "config.json"), folder, expected)
     require_safetensors(folder, variant)
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    if placement.dtype not in DTYPES:
+        raise ModelError(f"dtype {placement.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     home = ALLOWED_CLASSES[name]
-    kwargs = {"dtype" if home == "transformers" else "torch_dtype": DTYPES[dtype]}
+    kwargs = {"dtype" if home == "transformers" else "torch_dtype": DTYPES[placement.dtype]}
     try:
         module, facts = getattr(library(home), name).from_pretrained(
             str(folder),
@@ -121,7 +117,7 @@ def load_component(
         raise ModelError(
             f"{folder} lacks {len(missing)} weights of {name}, among them {missing[0]}"
         )
-    return place(module.eval().requires_grad_(False), device, offload=offload)
+    return place(module.eval().requires_grad_(False), placement)
 
 
 def find_weights(folder: Path, name: str | None) -> Path:

@@ -16,6 +16,7 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models.denoisers import Prediction
 from latentloom.models.folders import inside, resolve_folder
+from latentloom.models.offload import ON_CPU, Placement
 from latentloom.models.pretrained import load_component, load_tokenizer
 from latentloom.models.protocols import VAE, TextEncoder
 from latentloom.models.schedulers import Sampler, Schedule
@@ -64,9 +65,7 @@ def load_upscaler(
     *,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
 ) -> Upscaler:
     """Load an upscaler from a folder of `StableDiffusionUpscalePipeline`.
 
@@ -75,12 +74,7 @@ def load_upscaler(
         PolicyError: If a class is not allowed or weights are pickled.
     """
     root = inside(resolve_folder(folder), subfolder)
-    options: dict[str, Any] = {
-        "variant": variant,
-        "dtype": dtype,
-        "device": device,
-        "offload": offload,
-    }
+    options: dict[str, Any] = {"variant": variant, "placement": placement}
     module = load_component(root / "unet", expected=("UNet2DConditionModel",), **options)
     vae = load_kl_autoencoder(root / "vae", **options)
     config = module.config

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from latentloom.errors import ModelError
-from latentloom.models.offload import execution_device
+from latentloom.models.offload import ON_CPU, Placement, execution_device
 from latentloom.models.pretrained import load_component, read_config
 from latentloom.models.protocols import VAE
 
@@ -85,9 +85,7 @@ def load_kl_autoencoder(
     folder: Path,
     *,
     variant: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    offload: bool = False,
+    placement: Placement = ON_CPU,
 ) -> KLAutoencoder:
     """Load a VAE from its own folder.
 
@@ -96,7 +94,7 @@ def load_kl_autoencoder(
         PolicyError: If the class is not allowed or weights are pickled.
     """
     # Such VAEs overflow in float16, says their config.
-    upcast = dtype == "float16" and bool(
+    upcast = placement.dtype == "float16" and bool(
         read_config(folder / "config.json").get("force_upcast", True)
     )
     return KLAutoencoder(
@@ -104,9 +102,7 @@ def load_kl_autoencoder(
             folder,
             expected=("AutoencoderKL",),
             variant=variant,
-            dtype="float32" if upcast else dtype,
-            device=device,
-            offload=offload,
+            placement=dataclasses.replace(placement, dtype="float32") if upcast else placement,
         )
     )
 

@@ -32,6 +32,7 @@ from latentloom.models.load import (
     load_video_model,
 )
 from latentloom.models.lora import Lora
+from latentloom.models.offload import Placement
 from latentloom.models.protocols import VAE
 from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
@@ -62,7 +63,7 @@ class PlanModels:
         facts = self._facts(name)
         if facts.kind == "image":
             return self.image(name).vae
-        return load_vae(facts.folder, **self._placing(name))
+        return load_vae(facts.folder, **self._placed(name))
 
     def denoising(self, name: str) -> ImageModel | VideoModel:
         """Load a model that denoises, whichever kind it is."""
@@ -70,13 +71,9 @@ class PlanModels:
 
     def controlnet(self, name: str) -> ControlNet:
         """Load a ControlNet on its base."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return load_controlnet(
-            facts.folder,
-            base=self.image(self._base(facts, name)),
-            subfolder=spec.subfolder,
-            variant=spec.variant,
-        )
+        facts = self._facts(name)
+        base = self.image(self._base(facts, name))
+        return load_controlnet(facts.folder, base=base, **self._files(name))
 
     def painter(self, name: str) -> ImageModel:
         """Load an image model, an inpainting model or an instruction model."""
@@ -88,18 +85,14 @@ class PlanModels:
             facts.folder,
             base=self.image(facts.base) if facts.base else None,
             scheduler=tuple(spec.scheduler.model_dump(exclude_none=True).items()),
-            **self._placing(name),
+            **self._placed(name),
         )
 
     def t2i_adapter(self, name: str) -> T2IAdapter:
         """Load a T2I-Adapter on its base."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return load_t2i_adapter(
-            facts.folder,
-            base=self.image(self._base(facts, name)),
-            subfolder=spec.subfolder,
-            variant=spec.variant,
-        )
+        facts = self._facts(name)
+        base = self.image(self._base(facts, name))
+        return load_t2i_adapter(facts.folder, base=base, **self._files(name))
 
     def ip_adapter(self, name: str, base: ImageModel, scale: float) -> IPAdapter:
         """Load an IP-Adapter for an image or inpainting model."""
@@ -114,54 +107,44 @@ class PlanModels:
 
     def upsampler(self, name: str) -> tuple[Upsampler | VideoUpsampler, ImageModel]:
         """Load an upsampler, with temporal layers or not, and the image model whose text encoder it uses."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        facts, files = self._facts(name), self._files(name)
         if facts.kind == "video_upsampler":
             upsampler, base = self.upsampler(self._base(facts, name))
-            inflated = load_video_upsampler(
-                facts.folder,
-                upsampler=upsampler,
-                base=base,
-                subfolder=spec.subfolder,
-                variant=spec.variant,
-            )
-            return inflated, base
+            return load_video_upsampler(facts.folder, upsampler=upsampler, base=base, **files), base
         base = self.image(self._base(facts, name))
-        loaded = load_upsampler(
-            facts.folder, base=base, subfolder=spec.subfolder, variant=spec.variant
-        )
-        return loaded, base
+        return load_upsampler(facts.folder, base=base, **files), base
 
     def interpolator(self, name: str) -> tuple[Interpolator, ImageModel]:
         """Load an interpolator, and the image model that it is built on."""
-        spec, facts = self.plan.recipe.models[name], self._facts(name)
+        facts = self._facts(name)
         base = self.image(self._base(facts, name))
-        loaded = load_interpolator(
-            facts.folder, base=base, subfolder=spec.subfolder, variant=spec.variant
-        )
-        return loaded, base
+        return load_interpolator(facts.folder, base=base, **self._files(name)), base
 
     def upscaler(self, name: str) -> Upscaler:
         """Load an upscaler, which needs no other model."""
-        return load_upscaler(self._facts(name).folder, **self._placing(name))
+        return load_upscaler(self._facts(name).folder, **self._placed(name))
 
     def _options(self, name: str) -> dict[str, Any]:
         """Return what an image and a video model are loaded with."""
         spec, facts = self.plan.recipe.models[name], self._facts(name)
-        return self._placing(name) | {
+        return self._placed(name) | {
             "vae": self.vae(facts.vae) if facts.vae else None,
             "loras": tuple(Lora(Path(lora.file), lora.scale) for lora in facts.loras),
             "scheduler": tuple(spec.scheduler.model_dump(exclude_none=True).items()),
         }
 
-    def _placing(self, name: str) -> dict[str, Any]:
+    def _placed(self, name: str) -> dict[str, Any]:
+        """Return what a model is loaded with that is not placed by its base."""
+        placement = Placement(
+            dtype=self._facts(name).dtype,
+            device=self.plan.facts.machine.device,
+            offload=self.plan.recipe.numerics.offload == "model",
+        )
+        return self._files(name) | {"placement": placement}
+
+    def _files(self, name: str) -> dict[str, Any]:
         spec = self.plan.recipe.models[name]
-        return {
-            "subfolder": spec.subfolder,
-            "variant": spec.variant,
-            "dtype": self._facts(name).dtype,
-            "device": self.plan.facts.machine.device,
-            "offload": self.plan.recipe.numerics.offload == "model",
-        }
+        return {"subfolder": spec.subfolder, "variant": spec.variant}
 
     def _facts(self, name: str) -> ModelFacts:
         return self.plan.facts.models[name]

@@ -40,7 +40,7 @@ def recommended(free: int | None, **changes: Any) -> Recommendation:
 
 def applied(found: Recommendation, **changes: Any) -> Plan:
     """Compile the recipe with what was recommended."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "windows": {"size": found.sizes.window},
         "numerics": {"micro_batch": found.sizes.micro_batch},
         "chunks": {"frames": found.sizes.chunk},

@@ -11,6 +11,7 @@ import torch
 from latentloom.errors import ModelError
 from latentloom.models import dependents, load
 from latentloom.models.instruct import instruct_predictor, source_latents
+from latentloom.models.offload import Placement
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import denoise
 from tests.models import tiny
@@ -125,12 +126,18 @@ def test_another_model_is_refused_with_its_channels(tmp_path: Path) -> None:
 
 def test_scheduler_and_offload_are_those_asked_for(folder: Path, tmp_path: Path) -> None:
     changes = (("timestep_spacing", "trailing"),)
-    instruct = dependents.load_instruct_model(folder, scheduler=changes, offload=True)
+    instruct = dependents.load_instruct_model(
+        folder, scheduler=changes, placement=Placement(offload=True)
+    )
     assert instruct.sampler(2).timesteps[0] == 999
     assert dependents.load_instruct_model(folder).sampler(2).timesteps[0] != 999
-    assert instruct.offload
-    base = load.load_image_model(tiny.save_image_pipeline(tmp_path / "image"), offload=True)
+    assert instruct.placement.offload
+    base = load.load_image_model(
+        tiny.save_image_pipeline(tmp_path / "image"), placement=Placement(offload=True)
+    )
     tiny.save_inpaint_unet(tmp_path / "inpaint")
-    on_base = dependents.load_inpaint_model(tmp_path / "inpaint", base=base, offload=True)
-    assert on_base.offload
+    on_base = dependents.load_inpaint_model(
+        tmp_path / "inpaint", base=base, placement=Placement(offload=True)
+    )
+    assert on_base.placement.offload
     assert on_base.schedule == base.schedule

@@ -15,6 +15,7 @@ import torch
 from latentloom.errors import ModelError, PolicyError
 from latentloom.models import dependents, folders, load
 from latentloom.models.image import ImageDenoiser
+from latentloom.models.offload import Placement
 from latentloom.models.vae import KLAutoencoder
 from tests.models import tiny
 
@@ -66,7 +67,7 @@ def test_float16_weights_load_as_float32_and_back(tmp_path: Path, tiny_folder: P
     model = load.load_image_model(half)
     assert isinstance(model.denoiser, ImageDenoiser)
     assert model.denoiser.module.dtype == torch.float32
-    coarse = load.load_image_model(half, dtype="bfloat16")
+    coarse = load.load_image_model(half, placement=Placement("bfloat16"))
     text = coarse.text.encode(["a"])
     assert text.dtype == torch.float32
     assert coarse.denoiser.predict(torch.zeros(1, 4, 8, 8), 1, text).dtype == torch.float32
@@ -78,10 +79,10 @@ def test_coarser_types_predict_nearly_the_same(
 ) -> None:
     latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     frames = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    base = load.load_image_model(tiny_folder / "image", dtype=dtype)
+    base = load.load_image_model(tiny_folder / "image", placement=Placement(dtype))
     pairs: list[tuple[Any, Any]] = [
         (image, base),
-        (video3d, load.load_video_model(tiny_folder / "video3d", dtype=dtype)),
+        (video3d, load.load_video_model(tiny_folder / "video3d", placement=Placement(dtype))),
     ]
     for fine, coarse in pairs:
         text = fine.text.encode(["a car"])
@@ -93,7 +94,7 @@ def test_coarser_types_predict_nearly_the_same(
 
 
 def test_vae_that_overflows_in_float16_stays_in_float32(tiny_folder: Path) -> None:
-    vae = load.load_vae(tiny_folder / "image", dtype="float16")
+    vae = load.load_vae(tiny_folder / "image", placement=Placement("float16"))
     assert isinstance(vae, KLAutoencoder)
     assert vae.module.dtype == torch.float32
 

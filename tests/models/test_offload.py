@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from latentloom.models.offload import Visit, execution_device, place
+from latentloom.models.offload import Placement, Visit, execution_device, place
 from latentloom.models.pretrained import library
+
+OFFLOADED = Placement(device="cuda", offload=True)
 
 
 class Traveller(torch.nn.Module):
@@ -35,7 +37,7 @@ def _nobody_on_the_device() -> None:
 
 def test_models_take_turns_on_the_device() -> None:
     log: list[tuple[str, str]] = []
-    a, b = (place(Traveller(name, log), "cuda", offload=True) for name in "ab")
+    a, b = (place(Traveller(name, log), OFFLOADED) for name in "ab")
     assert log == []
     assert [a(1), a(2), b(3), a(4)] == [2, 3, 4, 5]
     assert log == [
@@ -52,15 +54,15 @@ def test_models_take_turns_on_the_device() -> None:
 
 
 def test_inputs_go_where_a_waiting_model_will_run() -> None:
-    module = place(torch.nn.Linear(2, 2), "cuda", offload=True)
+    module = place(torch.nn.Linear(2, 2), OFFLOADED)
     assert module.weight.device.type == "cpu"
     assert execution_device(module) == torch.device("cuda")
 
 
 def test_nothing_is_offloaded_from_the_cpu_or_where_it_is_not_asked_for() -> None:
     log: list[tuple[str, str]] = []
-    place(Traveller("a", log), "cpu", offload=True)(1)
-    place(Traveller("b", log), "cuda", offload=False)(1)
+    place(Traveller("a", log), Placement(offload=True))(1)
+    place(Traveller("b", log), Placement(device="cuda"))(1)
     assert log == [("a", "cpu"), ("a", "runs"), ("b", "cuda"), ("b", "runs")]
 
 
@@ -73,7 +75,7 @@ def test_a_vae_moves_in_for_encode_and_decode_too(monkeypatch: pytest.MonkeyPatc
 
     vae = library("diffusers").AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     monkeypatch.setattr(type(vae), "to", note)
-    place(vae, "cuda", offload=True)
+    place(vae, OFFLOADED)
     vae.encode(torch.zeros(1, 3, 8, 8))
     assert log == ["cuda"]
     Visit.on_device.clear()
@@ -87,4 +89,4 @@ def test_offloaded_models_give_the_same_bytes_on_a_gpu() -> None:
     module = torch.nn.Linear(64, 64)
     value = torch.randn(8, 64, device="cuda")
     expected = copy.deepcopy(module).to("cuda")(value)
-    assert torch.equal(place(module, "cuda", offload=True)(value), expected)
+    assert torch.equal(place(module, OFFLOADED)(value), expected)
