@@ -1,6 +1,6 @@
 """Whether models that work in time beat those that do not: new frames, and steadier large frames.
 
-    python -m benchmarks.temporal [--clips 8] [--parts interpolate] [--steps 20] [--json]
+    python -m benchmarks.temporal [--clips 8] [--parts interpolate,upsample] [--steps 20] [--json]
 
 On held-out sprite clips that move, in ways that are known exactly. New frames (T -> 4T) by the interpolator,
 and by a linear cross-fade of the known ones, in latents and in pixels; frames of twice the size by the
@@ -237,7 +237,7 @@ def _mean(rows: list[Row]) -> Row:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--parts", default="interpolate", help="interpolate,upsample")
+    parser.add_argument("--parts", default="interpolate,upsample", help="separated by commas")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""The example that makes frames between frames runs on the embedded model."""
+"""The examples whose models work in time run on the embedded family: frames between frames, larger frames."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from latentloom.flows.resolve import resolve
 from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 from latentloom.media.write import write_video
+from latentloom.ops.metrics import psnr
 from latentloom.schemas.load import load_recipe
 from latentloom.sprites.render import render
-from latentloom.sprites.scene import random_scene
+from latentloom.sprites.scene import Scene, random_scene
 from latentloom.storage.store import Store
 from tests.runs import run_here
 
@@ -35,9 +36,15 @@ def run(name: str, folder: Path, frames: NDArray[np.uint8], *overrides: str) -> 
 
 
 @pytest.fixture(scope="module")
-def frames() -> NDArray[np.uint8]:
-    moving = (s for s in map(random_scene, count(1_005_000)) if s.sprites[0].motion.kind == "swing")
-    return render(next(moving), 13)
+def scene() -> Scene:
+    return next(
+        s for s in map(random_scene, count(1_005_000)) if s.sprites[0].motion.kind == "swing"
+    )
+
+
+@pytest.fixture(scope="module")
+def frames(scene: Scene) -> NDArray[np.uint8]:
+    return render(scene, 13)
 
 
 def test_interpolated_clip_shows_the_frames_that_were_left_out(
@@ -48,3 +55,12 @@ def test_interpolated_clip_shows_the_frames_that_were_left_out(
     assert np.abs(made[:13].astype(float) - frames).mean(axis=(1, 2, 3)).max() < 12
     changed = np.abs(np.diff(made[:13].astype(float), axis=0)).mean(axis=(1, 2, 3))
     assert changed.min() > changed.max() / 20
+
+
+def test_upsampled_clip_shows_the_same_at_twice_the_size(
+    tmp_path: Path, scene: Scene, frames: NDArray[np.uint8]
+) -> None:
+    steps = "stages.upsample.num_inference_steps=4"
+    made = run("upsample_video", tmp_path, frames[:10], steps).read(0, 10)
+    assert made.shape == (10, 128, 128, 3)
+    assert psnr(made, render(scene, 10, 128)).min() > 22
