@@ -70,6 +70,8 @@ class Settings:
     """BIVDiff: how far the frames are noised before the image model edits them."""
     ratio: float = 0.25
     """BIVDiff: weight of the image model's inversion."""
+    smoothing_guidance_scale: float = 3.0
+    """BIVDiff: of the video model, at the end."""
     guidance_scale: float = 3.0
     image_guidance_scale: float = 1.5
     """Instructions: how far toward the source."""
@@ -196,7 +198,9 @@ class Editor:
             invert(clean, self._predict(model, ""), self.sampler)
             for model in (models.image, models.video)
         )
-        predict = self._predict(models.video, caption(self.clip.target), settings.guidance_scale)
+        predict = self._predict(
+            models.video, caption(self.clip.target), settings.smoothing_guidance_scale
+        )
         return denoise(mix(by_image, by_video, settings.ratio), predict, self.sampler)
 
     def _start(self, settings: Settings) -> torch.Tensor:
