@@ -147,10 +147,8 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     held = 3 * frames * prod(stage.frame_shape) * 4 + 2 * stage.checkpoint_bytes
     held += _blended_bytes(stage)
     if stage.op == "encode_video":
-        return (
-            MEDIA_FRAMES * 6 * prod(_size_of(stage))
-            + recipe.chunks.frames * 3 * prod(_size_of(stage)) * 2
-        )
+        inside, handed_on = min(frames, MEDIA_FRAMES), min(frames, recipe.chunks.frames)
+        return (inside + handed_on) * 6 * prod(_size_of(stage))
     if not models:
         return held + 2 * frames * prod(stage.frame_shape)
     batch = recipe.numerics.micro_batch
