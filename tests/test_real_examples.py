@@ -151,3 +151,18 @@ def test_video_model_of_another_latent_space_is_refused_with_the_cosine(
         models.video("video")
     named = PlanModels(make_plan(desk, store, "sd15-zeroscope", *changes, "models.video.vae=image"))
     assert named.video("video").vae is named.image("image").vae
+
+
+def test_latents_of_another_model_are_refused_whatever_the_models_are_called(
+    desk: Path, tmp_path: Path
+) -> None:
+    painter = tiny.save_image_pipeline(tmp_path / "painter")
+    tiny.save_vae(painter / "vae", seed=5)
+    store = Store.open(str(tmp_path / "store"))
+    changes = [f"models.painter.path={painter}", "stages.encode.model=painter"]
+    models = PlanModels(
+        make_plan(desk, store, "sd15-zeroscope", *changes, "numerics.dtype=float32")
+    )
+    assert models.video("video").vae is models.image("image").vae
+    with pytest.raises(ModelError, match=r"cosine .* on a test card"):
+        models.denoising("video")

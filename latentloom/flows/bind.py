@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latentloom.errors import RecipeError
-from latentloom.flows.bound import BoundStage, NoiseLevel, RedoSet, Shape
+from latentloom.flows.bound import BoundStage, LatentSpace, NoiseLevel, RedoSet, Shape
 from latentloom.flows.fit import (
     HINTS,
     accepted_kinds,
@@ -83,6 +83,7 @@ class _Binder:
         fault = rate_fault(stage, read)
         if fault is not None:
             self._fault(fault)
+        space = self._latent_space(stage, read)
         level = self._level(stage, read)
         windows = self._windows(stage, read)
         shape, pixels = self._shape(stage, read)
@@ -92,7 +93,7 @@ class _Binder:
         }
         for redo, (_, one) in variants.items():
             if redo:
-                self._same_but_for_values(one, stage, read, (level, windows))
+                self._same_but_for_values(one, stage, read, (space, level, windows))
         self._schedule_fits(stage)
         for recipe, one in variants.values():
             self._maps_fit(one, recipe, pixels)
@@ -111,6 +112,7 @@ class _Binder:
             pixels=pixels,
             dtype=None if stage.produces == "frames" else self.recipe.numerics.dtype,
             windows=windows,
+            space=space,
             level=level if stage.produces == "noise" else None,
             rate=rate_of(stage, read),
         )
@@ -132,27 +134,20 @@ class _Binder:
                 self._fault(
                     f"model {name!r} is of kind {model.kind}{worded_channels(model)}; {role} needs {wanted}"
                 )
-        # An upscaler has latents of its own, and exchanges frames alone.
-        if len(self.faults) == before and not isinstance(stage, UpscaleStage):
-            self._latent_spaces_agree(stage)
         return len(self.faults) == before
 
-    def _latent_spaces_agree(self, stage: Stage) -> None:
-        spaces = {
-            name: latent_space(self.facts.models[name]) for name in stage_models(stage).values()
-        }
-        for name, model in self.facts.models.items():
-            if model.kind == "image" and name == "image":
-                spaces.setdefault(name, latent_space(model))
+    def _latent_space(self, stage: Stage, read: Sequence[BoundStage]) -> LatentSpace | None:
+        """Check that models and the latents that they read share a space; return that of what is made."""
+        names = dict.fromkeys(stage_models(stage).values())
+        spaces = {name: latent_space(self.facts.models[name]) for name in names}
+        spaces |= {f"the latents of {b.name!r}": b.space for b in read if b.space is not None}
         if len(set(spaces.values())) > 1:
-            listed = ", ".join(
-                f"{n}: factor {f}, {c} channels, scaling factor {s:g}"
-                for n, (f, c, s) in spaces.items()
-            )
+            listed = "; ".join(f"{name}: {space}" for name, space in spaces.items())
             self._fault(
                 f"models do not share a latent space ({listed}); choose models of one family, or"
                 " name the VAE of one that differs with models.*.vae"
             )
+        return None if stage.produces == "frames" else next(iter(spaces.values()), None)
 
     def _schedule_fits(self, stage: Stage) -> None:
         if not isinstance(stage, FuseStage) or stage.moves == "constant" or stage.toward:
@@ -184,12 +179,13 @@ class _Binder:
         changed: Stage,
         stage: Stage,
         read: Sequence[BoundStage],
-        plain: tuple[NoiseLevel | None, WindowRule | None],
+        plain: tuple[LatentSpace | None, NoiseLevel | None, WindowRule | None],
     ) -> None:
         """Check that a redo range changes values only: not steps, windows, models' kinds or what is kept."""
         before = len(self.faults)
         if not self._models_fit(changed):
             return
+        space = self._latent_space(changed, read)
         level, windows = self._level(changed, read), self._windows(changed, read)
         if len(self.faults) > before:
             return
@@ -200,7 +196,9 @@ class _Binder:
         differs = [name for name in fixed if getattr(changed, name, 0) != getattr(stage, name, 0)]
         if _reads_source(changed) != _reads_source(stage):
             differs.append("whether a condition has a map")
-        if (level, windows) != plain or differs:
+        if space != plain[0]:
+            differs.append("the latent space")
+        if (level, windows) != plain[1:] or differs:
             what = ", ".join(differs) or "windows"
             self._fault(f"{what} cannot differ within a video; change it for the whole recipe")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from latentloom.schemas.recipe import Recipe
 from latentloom.schemas.stage import WindowRule
@@ -23,6 +24,23 @@ class NoiseLevel:
     scheduler: tuple[tuple[str, str], ...]
 
 
+class LatentSpace(NamedTuple):
+    """What latents must share to be mixed, denoised or decoded by a model."""
+
+    downscale: int
+    channels: int
+    scaling_factor: float
+    shift_factor: float
+
+    def __str__(self) -> str:
+        """Word it."""
+        shift = f", shift factor {self.shift_factor:g}" if self.shift_factor else ""
+        return (
+            f"factor {self.downscale}, {self.channels} channels,"
+            f" scaling factor {self.scaling_factor:g}{shift}"
+        )
+
+
 @dataclass(frozen=True)
 class BoundStage:
     """A stage whose defaults are resolved against models and inputs."""
@@ -37,6 +55,8 @@ class BoundStage:
     dtype: str | None
     """Dtype of latents; nothing for frames, which have the source's depth."""
     windows: WindowRule | None = None
+    space: LatentSpace | None = None
+    """Of the latents that it makes; nothing for frames."""
     level: NoiseLevel | None = None
     rate: int = 1
     """Frames for each source frame."""

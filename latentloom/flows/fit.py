@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from latentloom.flows.bound import NoiseLevel
+from latentloom.flows.bound import LatentSpace, NoiseLevel
 from latentloom.schemas.edits import InpaintEdit, InstructPix2PixEdit, OutpaintEdit
 from latentloom.schemas.facts import ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage
@@ -64,9 +64,11 @@ def accepted_kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
     return ("interpolator",) if isinstance(stage, InterpolateStage) else ("image",)
 
 
-def latent_space(model: ModelFacts) -> tuple[int, int, float]:
-    """Return downscale, channels and scaling factor: equal for models that share a latent space."""
-    return model.downscale, model.latent_channels, model.scaling_factor
+def latent_space(model: ModelFacts) -> LatentSpace:
+    """Return the latent space of a model, as its configuration says."""
+    return LatentSpace(
+        model.downscale, model.latent_channels, model.scaling_factor, model.shift_factor
+    )
 
 
 def frozen(scheduler: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

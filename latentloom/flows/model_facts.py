@@ -55,7 +55,7 @@ MAX_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
 _PARTS = ("unet", "vae", "text_encoder")
 _MORE_PARTS = ("image_encoder", "tokenizer", "scheduler", "low_res_scheduler")
-_OF_VAE = ("downscale", "vae_channels", "scaling_factor")
+_OF_VAE = ("downscale", "vae_channels", "scaling_factor", "shift_factor")
 _INHERITED = (
     *_OF_VAE,
     "latent_channels",
@@ -274,6 +274,7 @@ def _pipeline_fields(folder: Path) -> dict[str, Any]:
     if levels := vae.get("block_out_channels"):
         fields |= {"downscale": 2 ** (len(levels) - 1), "vae_channels": levels[0]}
         fields["scaling_factor"] = vae.get("scaling_factor", DEFAULT_SCALING_FACTOR)
+        fields["shift_factor"] = vae.get("shift_factor") or 0.0
     if scheduler := _read(folder / "scheduler" / "scheduler_config.json"):
         fields["scheduler"] = _scheduler(scheduler)
     return fields

@@ -64,7 +64,7 @@ def load_contrastive(folder: str | Path, *, placement: Placement = ON_CPU) -> Co
 
     Raises:
         ModelError: If something is missing or damaged.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = resolve_folder(folder)
     module = load_component(root, expected=("CLIPModel",), placement=placement)

@@ -46,7 +46,7 @@ def load_controlnet(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     control_net = ControlNet(
@@ -73,7 +73,7 @@ def load_t2i_adapter(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     adapter = T2IAdapter(
@@ -109,7 +109,7 @@ def load_ip_adapter(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the base's UNet.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     encoder = load_component(
@@ -143,7 +143,7 @@ def load_inpaint_model(
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
+        PolicyError: If a class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}
@@ -173,7 +173,7 @@ def load_upsampler(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the base's latents or text.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     module = load_component(
@@ -211,7 +211,7 @@ def load_video_upsampler(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the upsampler.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     adapter = load_motion_adapter(root, base, variant)
@@ -237,7 +237,7 @@ def load_interpolator(
 
     Raises:
         ModelError: If it is missing or damaged, or does not fit the base.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     adapter = load_motion_adapter(root, base, variant)
@@ -275,7 +275,7 @@ def load_instruct_model(
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
+        PolicyError: If a class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
-from latentloom.errors import ModelError, PolicyError
+from latentloom.errors import ModelError
 
 EMBEDDED = "embedded:"
 TEXT_PATTERNS = ("*.json", "*.txt", "*.model")
@@ -66,15 +66,14 @@ def require_safetensors(folder: Path, variant: str | None) -> None:
     """Check that a component's folder has weights that can be loaded.
 
     Raises:
-        PolicyError: If they are pickled.
-        ModelError: If there are none.
+        ModelError: If there are none, or they are pickled.
     """
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     if any(is_of_variant(name, variant) for name in files):
         return
     pickled = [f for f in files if f.endswith(PICKLED)]
     if pickled:
-        raise PolicyError(
+        raise ModelError(
             f"{folder} holds only pickled weights ({pickled[0]}), which can run code when loaded; "
             f"run `latentloom convert-model` on it and use what it writes"
         )
@@ -89,11 +88,10 @@ def find_lora(folder: Path, weight_name: str | None) -> Path:
     """Return the one safetensors file of a folder, or the one named; a path to a file is that file.
 
     Raises:
-        PolicyError: If there are only pickled ones.
-        ModelError: If there is none, or several and no name.
+        ModelError: If there is none, only pickled ones, or several and no name.
     """
     if folder.suffix in PICKLED and folder.is_file():
-        raise PolicyError(
+        raise ModelError(
             f"{folder} is pickled, which can run code when loaded; run `latentloom convert-model`"
             " on its folder and use what it writes"
         )

@@ -87,7 +87,7 @@ def load_image_model(
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
+        PolicyError: If a class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}
@@ -127,7 +127,7 @@ def load_video_model(
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
+        PolicyError: If a class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}
@@ -157,7 +157,7 @@ def load_vae(
 
     Raises:
         ModelError: If it is missing or damaged.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     root = root / "vae" if (root / "vae").is_dir() else root

@@ -93,7 +93,7 @@ def load_component(
 
     Raises:
         ModelError: If a file is missing or damaged, or the weights do not fit the config.
-        PolicyError: If the class is not allowed or there are only pickled weights.
+        PolicyError: If the class is not allowed.
     """
     name = allowed_class(read_config(folder / "config.json"), folder, expected)
     require_safetensors(folder, variant)
@@ -125,7 +125,6 @@ def find_weights(folder: Path, name: str | None) -> Path:
 
     Raises:
         ModelError: If it is not there, or there are several and none is named.
-        PolicyError: If there are only pickled weights.
     """
     require_safetensors(folder, None)
     found = sorted(path for path in folder.glob("*.safetensors") if name in (None, path.name))

@@ -71,7 +71,7 @@ def load_upscaler(
 
     Raises:
         ModelError: If something is missing or damaged, or the parts do not fit.
-        PolicyError: If a class is not allowed or weights are pickled.
+        PolicyError: If a class is not allowed.
     """
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}

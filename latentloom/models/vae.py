@@ -91,7 +91,7 @@ def load_kl_autoencoder(
 
     Raises:
         ModelError: If it is missing or damaged.
-        PolicyError: If the class is not allowed or weights are pickled.
+        PolicyError: If the class is not allowed.
     """
     # Such VAEs overflow in float16, says their config.
     upcast = placement.dtype == "float16" and bool(

@@ -100,6 +100,8 @@ class ModelFacts(Schema):
     """Channels that its denoiser takes: its latents, and what lies beside them."""
     scaling_factor: float = 0.18215
     """What latents are multiplied by before a denoiser sees them."""
+    shift_factor: float = 0.0
+    """What is taken off latents before that."""
     latent_multiple: int = 1
     """Latent height and width must be multiples of this."""
     sample_length: int | None = None

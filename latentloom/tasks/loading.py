@@ -38,6 +38,7 @@ from latentloom.models.reference import IPAdapter
 from latentloom.models.upsample import Upsampler
 from latentloom.models.upsample_video import VideoUpsampler
 from latentloom.models.upscale import Upscaler, load_upscaler
+from latentloom.models.vae import check_same_latent_space
 from latentloom.schemas.facts import ModelFacts
 from latentloom.schemas.plan import Plan
 
@@ -66,8 +67,15 @@ class PlanModels:
         return load_vae(facts.folder, **self._placed(name))
 
     def denoising(self, name: str) -> ImageModel | VideoModel:
-        """Load a model that denoises, whichever kind it is."""
-        return self.video(name) if self._facts(name).kind == "video" else self.image(name)
+        """Load a model that denoises, whichever kind it is.
+
+        Raises:
+            ModelError: If latents mean something else to it than to the model that encodes.
+        """
+        model = self.video(name) if self._facts(name).kind == "video" else self.image(name)
+        for encoder in {s.models["model"] for s in self.plan.stages if s.op == "encode"}:
+            _check_shared(self.vae(encoder), model.vae)
+        return model
 
     def controlnet(self, name: str) -> ControlNet:
         """Load a ControlNet on its base."""
@@ -161,6 +169,11 @@ def embed(model: ImageModel | VideoModel | Upscaler, text: str) -> torch.Tensor:
     return model.text.encode([text])
 
 
+@functools.lru_cache(maxsize=64)
+def _check_shared(first: VAE, second: VAE) -> float:
+    return check_same_latent_space(first, second)
+
+
 _digests: dict[str, str] = {}
 
 
@@ -188,6 +201,7 @@ def forget_models() -> None:
         load_upscaler,
         load_vae,
         embed,
+        _check_shared,
     ):
         cached.cache_clear()
     _digests.clear()

@@ -18,7 +18,7 @@ from latentloom.tasks.tensors import Array
 def smooth(chunk: OpenChunk) -> Array:
     """Denoise one window from where its inversion ended, or by one step from where its neighbours are."""
     stage = chunk.params(SmoothStage)
-    model = chunk.models.video(stage.model)
+    model = chunk.models.denoising(stage.model)
     assert stage.num_inference_steps is not None
     sampler = model.sampler(stage.num_inference_steps)
     first = sampler.start_index(1.0 if stage.strength is None else stage.strength)
@@ -43,7 +43,7 @@ def smooth_estimate(chunk: OpenChunk, after: list[torch.Tensor]) -> torch.Tensor
     """Return the clean latents ``(F, C, h, w)`` that the step at hand implied, from what it made."""
     stage = chunk.params(SmoothStage)
     assert stage.num_inference_steps is not None
-    sampler = chunk.models.video(stage.model).sampler(stage.num_inference_steps)
+    sampler = chunk.models.denoising(stage.model).sampler(stage.num_inference_steps)
     i, _ = chunk.steps_between(0, sampler.num_steps)
     return estimate_after(sampler, i, _begin(chunk), after[0])
 

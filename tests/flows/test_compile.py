@@ -226,6 +226,37 @@ def test_models_of_two_latent_spaces_are_refused() -> None:
         compiled(facts.model_copy(update={"models": models}))
 
 
+def test_latents_are_read_by_models_of_their_own_space_whatever_these_are_called() -> None:
+    models = {
+        "sd": make_model("image", "sd"),
+        "wide": make_model(
+            "video", "wide", latent_channels=16, scaling_factor=0.3, shift_factor=0.1
+        ),
+    }
+    specs = {name: {"path": f"/models/{name}"} for name in models}
+    stages: list[dict[str, Any]] = [
+        {"op": "encode", "model": "sd"},
+        {"op": "invert", "model": "wide", "num_inference_steps": 4},
+    ]
+    facts = make_facts().model_copy(update={"models": models})
+    with pytest.raises(RecipeError) as caught:
+        compiled(facts, models=specs, stages=stages, output=None)
+    assert (
+        "(wide: factor 8, 16 channels, scaling factor 0.3, shift factor 0.1;"
+        " the latents of 'encode': factor 8, 4 channels, scaling factor 0.18215)"
+    ) in str(caught.value)
+
+
+def test_editor_between_frames_may_have_latents_of_its_own() -> None:
+    facts = make_facts()
+    models = facts.models | {"painter": make_model("image", "painter", scaling_factor=0.5)}
+    edit = {"op": "edit", "model": "painter"}
+    specs = {name: {"path": f"/models/{name}"} for name in models}
+    stages = [edit, {"op": "encode"}, {"op": "decode"}]
+    plan = compiled(facts.model_copy(update={"models": models}), models=specs, stages=stages)
+    assert plan.by_name["edit"].models == {"model": "painter"}
+
+
 def test_output_of_latents_says_how_to_end_a_recipe() -> None:
     with pytest.raises(RecipeError, match="end with a decode stage"):
         compiled(stages=[{"op": "encode"}])

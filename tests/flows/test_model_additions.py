@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from latentloom.errors import ModelError, PolicyError
+from latentloom.errors import ModelError
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.model_facts import model_facts
 from latentloom.models import folders
@@ -123,7 +123,7 @@ def test_pickled_part_is_refused_while_planning(models: Path, tmp_path: Path, pa
     for path in (copy / part).glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
     store = Store.open(str(tmp_path / "store"))
-    with pytest.raises(PolicyError, match=rf"{part} holds only pickled .*convert-model"):
+    with pytest.raises(ModelError, match=rf"{part} holds only pickled .*convert-model"):
         model_facts("image", ModelSpec(path=str(copy)), make_recipe(), {}, store)
 
 

@@ -133,7 +133,7 @@ def test_pickled_weights_are_refused_and_convert_is_named(copy: Path) -> None:
     (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(
         copy / "unet" / "diffusion_pytorch_model.bin"
     )
-    with pytest.raises(PolicyError, match="latentloom convert-model"):
+    with pytest.raises(ModelError, match="latentloom convert-model"):
         load.load_image_model(copy)
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from latentloom.errors import ModelError, PolicyError
+from latentloom.errors import ModelError
 from latentloom.models import load
 from latentloom.models.folders import find_lora
 from latentloom.models.image import ImageDenoiser
@@ -270,7 +270,7 @@ def test_pickled_lora_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_lora_weights.bin"
     path.write_bytes(b"")
     for place in (tmp_path, path):
-        with pytest.raises(PolicyError, match="convert-model"):
+        with pytest.raises(ModelError, match="convert-model"):
             find_lora(place, None)
 
 
