@@ -15,10 +15,11 @@ from latentloom.flows.fit import (
     differences,
     frozen,
     latent_space,
+    steering_fault,
     worded_channels,
     worded_rules,
 )
-from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, timed_values
+from latentloom.flows.keys import REFERENCES, stage_maps, stage_models, steered_role, timed_values
 from latentloom.flows.maps import map_fault
 from latentloom.flows.rates import default_overlap, rate_fault, rate_of, whole_frames, windows_fault
 from latentloom.flows.texts import word_faults
@@ -134,7 +135,23 @@ class _Binder:
                 self._fault(
                     f"model {name!r} is of kind {model.kind}{worded_channels(model)}; {role} needs {wanted}"
                 )
+        if len(self.faults) == before:
+            self._steering_fits(stage)
         return len(self.faults) == before
+
+    def _steering_fits(self, stage: Stage) -> None:
+        roles = stage_models(stage)
+        for role, name in roles.items():
+            model = self.facts.models[name]
+            if model.kind not in ("controlnet", "t2i_adapter"):
+                continue
+            # What it is built on is loaded with it, and is the steered model itself as a rule.
+            for steered in dict.fromkeys([roles[steered_role(role)], model.base or "image"]):
+                fault = steering_fault(model, self.facts.models[steered])
+                if fault is not None:
+                    self._fault(
+                        f"{name!r} cannot steer {steered!r}: {fault}; name another model or base"
+                    )
 
     def _latent_space(self, stage: Stage, read: Sequence[BoundStage]) -> LatentSpace | None:
         """Check that models and the latents that they read share a space; return that of what is made."""

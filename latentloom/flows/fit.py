@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from latentloom.flows.bound import LatentSpace, NoiseLevel
+from latentloom.models.fits import adapter_fault, controlnet_fault
 from latentloom.schemas.edits import InpaintEdit, InstructPix2PixEdit, OutpaintEdit
 from latentloom.schemas.facts import ModelFacts, ModelKind
 from latentloom.schemas.fusion import FuseStage
@@ -62,6 +63,16 @@ def accepted_kinds(stage: Stage, role: str) -> tuple[ModelKind, ...]:
     if isinstance(stage, UpsampleStage):
         return ("upsampler", "video_upsampler")
     return ("interpolator",) if isinstance(stage, InterpolateStage) else ("image",)
+
+
+def steering_fault(model: ModelFacts, steered: ModelFacts) -> str | None:
+    """Say how a ControlNet or T2I-Adapter does not fit the model that it steers, if it does not."""
+    if not steered.unet:
+        return None
+    if model.kind == "t2i_adapter":
+        return adapter_fault(model.steering, steered.unet, steered.downscale)
+    # An inpainting UNet reads more than latents; a ControlNet is given the latents alone.
+    return controlnet_fault(model.steering, steered.unet | {"in_channels": steered.latent_channels})
 
 
 def latent_space(model: ModelFacts) -> LatentSpace:

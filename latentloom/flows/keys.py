@@ -88,6 +88,11 @@ def stage_models(stage: Stage) -> dict[str, str]:
     return roles | {role: use.model for role, use in _conditions(stage)}
 
 
+def steered_role(role: str) -> str:
+    """Return the role of the model that one in another role is built on or steers."""
+    return role.removesuffix(".controlnet") if role.startswith("sources.") else "model"
+
+
 REFERENCES = frozenset({"ip_adapter"})
 """Roles of maps that are looked at and not aligned; they may have any shape."""
 

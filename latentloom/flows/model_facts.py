@@ -11,7 +11,7 @@ from typing import Any
 from latentloom.errors import ModelError
 from latentloom.flows.digests import file_digest, files_digest
 from latentloom.flows.texts import recipe_texts
-from latentloom.models.fits import adapter_fault, controlnet_fault
+from latentloom.models.fits import ADAPTER_FIELDS, CONTROLNET_FIELDS
 from latentloom.models.folders import (
     fetch_snapshot,
     find_lora,
@@ -61,6 +61,7 @@ _INHERITED = (
     "latent_channels",
     "latent_multiple",
     "max_channels",
+    "unet",
     "scheduler",
     "dropped",
 )
@@ -89,8 +90,6 @@ def model_facts(
     base = _base(name, spec, kind, folder, found)
     if base is not None and found[base].kind == "upsampler":
         kind = "video_upsampler"
-    if base is not None:
-        _check_fits(name, kind, folder, recipe.models[base].subfolder, found[base])
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     _check_weights(folder, spec.variant)
     loras = _loras(name, spec, kind, store)
@@ -98,6 +97,7 @@ def model_facts(
     if base is not None:
         fields = {field: getattr(found[base], field) for field in _INHERITED}
     fields |= _pipeline_fields(folder) | _adapter_fields(folder, kind)
+    fields["steering"] = _steering(folder, kind)
     if (folder / "tokenizer").is_dir():
         fields["dropped"] = dropped_ends(folder, recipe_texts(recipe))
     if spec.vae is not None:
@@ -239,24 +239,10 @@ def _base(
     )
 
 
-def _check_fits(
-    name: str, kind: ModelKind, folder: Path, subfolder: str | None, base: ModelFacts
-) -> None:
-    """See by their configurations that a condition's model was made for its base.
-
-    Raises:
-        ModelError: If it was not.
-    """
-    unet = _read(Path(base.folder, subfolder or "", "unet", "config.json"))
-    if unet.get("_class_name") != "UNet2DConditionModel":
-        return
-    fault, config = None, _read(folder / "config.json")
-    if kind == "controlnet":
-        fault = controlnet_fault(config, unet)
-    if kind == "t2i_adapter":
-        fault = adapter_fault(config, unet, base.downscale)
-    if fault is not None:
-        raise ModelError(f"models.{name}: {fault}; name another base or model")
+def _steering(folder: Path, kind: ModelKind) -> dict[str, Any]:
+    wanted = {"controlnet": CONTROLNET_FIELDS, "t2i_adapter": ADAPTER_FIELDS}.get(kind, ())
+    config = _read(folder / "config.json") if wanted else {}
+    return {field: config[field] for field in wanted if field in config}
 
 
 def _pipeline_fields(folder: Path) -> dict[str, Any]:
@@ -269,6 +255,7 @@ def _pipeline_fields(folder: Path) -> dict[str, Any]:
     if unet:
         fields["latent_channels"] = unet.get("out_channels", 4)
         fields["in_channels"] = unet.get("in_channels", 4)
+        fields["unet"] = {field: unet[field] for field in CONTROLNET_FIELDS if field in unet}
         fields["standin"] = unet.get("_class_name") == "StandInDenoiser"
         fields |= _lengths(unet)
     if levels := vae.get("block_out_channels"):

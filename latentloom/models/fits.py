@@ -5,8 +5,12 @@ Torch is not imported: planning asks too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+ADAPTER_FIELDS: Final = ("adapter_type", "channels", "downscale_factor")
+"""What decides the shapes of a T2I-Adapter's features."""
 
 CONTROLNET_FIELDS: Final = (
     "in_channels",
@@ -22,7 +26,7 @@ DEFAULT_CHANNELS: Final = (320, 640, 1280, 1280)
 
 
 def controlnet_fault(config: Mapping[str, Any], unet: Mapping[str, Any]) -> str | None:
-    """Say how a ControlNet differs from the UNet that it is built on, or return nothing.
+    """Say how a ControlNet differs from the UNet that it steers, or return nothing.
 
     Args:
         config: Configuration of the ControlNet; what either leaves out is not compared.
@@ -32,11 +36,11 @@ def controlnet_fault(config: Mapping[str, Any], unet: Mapping[str, Any]) -> str 
     ours, theirs = ({f: _plain(side[f]) for f in fields} for side in (config, unet))
     if ours == theirs:
         return None
-    return f"the ControlNet does not fit its base UNet: {ours} against {theirs}"
+    return f"the ControlNet does not fit the UNet: {ours} against {theirs}"
 
 
 def adapter_fault(config: Mapping[str, Any], unet: Mapping[str, Any], downscale: int) -> str | None:
-    """Say how a T2I-Adapter differs from the UNet that it is built on, or return nothing.
+    """Say how a T2I-Adapter differs from the UNet that it steers, or return nothing.
 
     Args:
         config: Configuration of the T2I-Adapter.
@@ -47,7 +51,7 @@ def adapter_fault(config: Mapping[str, Any], unet: Mapping[str, Any], downscale:
     if ours == theirs:
         return None
     return (
-        "the T2I-Adapter does not fit its base UNet: levels (channels, pixels along one side of a"
+        "the T2I-Adapter does not fit the UNet: levels (channels, pixels along one side of a"
         f" feature) {ours} against {theirs}"
     )
 
@@ -81,4 +85,7 @@ def _encoder_levels(unet: Mapping[str, Any], downscale: int) -> list[tuple[int, 
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
+    """Make lists comparable, and blocks of video UNets, whose skip connections are as those of images."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return re.sub("(3D|Motion)$", "2D", value) if isinstance(value, str) else value

@@ -104,6 +104,10 @@ class ModelFacts(Schema):
     """What is taken off latents before that."""
     latent_multiple: int = 1
     """Latent height and width must be multiples of this."""
+    unet: dict[str, Any] = Field(default_factory=dict)
+    """What decides the shapes inside its UNet, for what steers it."""
+    steering: dict[str, Any] = Field(default_factory=dict)
+    """The same of a ControlNet or T2I-Adapter."""
     sample_length: int | None = None
     """Frames of a window that a video model is made for."""
     max_length: int | None = None

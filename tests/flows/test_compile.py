@@ -247,6 +247,49 @@ def test_latents_are_read_by_models_of_their_own_space_whatever_these_are_called
     ) in str(caught.value)
 
 
+NARROW: dict[str, Any] = {
+    "in_channels": 4,
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "cross_attention_dim": 32,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+}
+WIDE = NARROW | {"block_out_channels": [16, 32]}
+MOVING = NARROW | {"down_block_types": ["CrossAttnDownBlockMotion", "DownBlockMotion"]}
+
+
+@pytest.mark.parametrize(
+    ("unet", "steering", "fault"),
+    [
+        ({"image": NARROW, "video": MOVING}, NARROW, None),
+        ({"image": NARROW | {"in_channels": 9}, "video": NARROW}, NARROW, None),
+        ({"image": NARROW, "video": NARROW}, WIDE, r"'control' cannot steer 'image': .*\(16, 32\)"),
+        ({"image": NARROW, "video": WIDE}, NARROW, r"'control' cannot steer 'video': .*\(16, 32\)"),
+    ],
+)
+def test_controlnet_fits_the_unet_that_it_steers_not_its_base_alone(
+    unet: dict[str, Any], steering: dict[str, Any], fault: str | None
+) -> None:
+    facts = make_facts()
+    models = {
+        name: model.model_copy(
+            update={
+                "unet": unet.get(name, {}),
+                "steering": steering if model.kind == "controlnet" else {},
+            }
+        )
+        for name, model in facts.models.items()
+    }
+    both: list[dict[str, Any]] = [{"model": name, "controlnet": {}} for name in ("image", "video")]
+    stages = [{"op": "encode"}, {"op": "invert"}, FUSE | {"sources": both}, {"op": "decode"}]
+    facts = facts.model_copy(update={"models": models})
+    if fault is None:
+        assert compiled(facts, stages=stages).by_name["fuse"].models["sources.0.controlnet"]
+        return
+    with pytest.raises(RecipeError, match=fault):
+        compiled(facts, stages=stages)
+
+
 def test_editor_between_frames_may_have_latents_of_its_own() -> None:
     facts = make_facts()
     models = facts.models | {"painter": make_model("image", "painter", scaling_factor=0.5)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from latentloom.errors import ModelError
+from latentloom.errors import ModelError, RecipeError
 from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 from latentloom.models.pretrained import library
@@ -334,7 +334,9 @@ def test_controlnet_of_another_unet_is_refused(
     stage = {"kind": "controlnet", "controlnet": {"model": "other_control"}}
     models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
     tiny.save_controlnet(models / "other_control", cross_attention_dim=8)
-    with pytest.raises(ModelError, match=r"other_control: .*dim': 8.* against .*dim': 16"):
+    with pytest.raises(
+        RecipeError, match=r"'other_control' cannot steer .*dim': 8.* against .*dim': 16"
+    ):
         compile_edit(tmp_path, models, tiny_clip, stage)
 
 
@@ -343,5 +345,5 @@ def test_t2i_adapter_of_another_unet_is_refused(
 ) -> None:
     models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
     tiny.save_t2i_adapter(models / "t2i_adapter", channels=[8, 8])
-    with pytest.raises(ModelError, match=r"does not fit .*\(8, 4\)\] against .*\(16, 4\)\]"):
+    with pytest.raises(RecipeError, match=r"does not fit .*\(8, 4\)\] against .*\(16, 4\)\]"):
         compile_edit(tmp_path, models, tiny_clip, {"kind": "t2i_adapter", "t2i_adapter": {}})
