@@ -65,6 +65,7 @@ _INHERITED = (
     "scheduler",
     "dropped",
 )
+_SCHEDULED = ("image", "video", "inpaint", "instruct")
 _TEXT_SUFFIXES = (".json", ".txt", ".model")
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -104,6 +105,10 @@ def model_facts(
         other = _vae(name, spec.vae, kind, found)
         fields |= {field: getattr(other, field) for field in _OF_VAE}
     changes = spec.scheduler.model_dump(exclude_none=True)
+    if changes and kind not in _SCHEDULED:
+        raise ModelError(
+            f"models.{name}.scheduler: that of a model of kind {kind} cannot be changed; remove it"
+        )
     if changes:
         fields["scheduler"] = fields.get("scheduler", {}) | _known(changes)
     files = _files(folder, spec.variant, spec.weight_name)

@@ -148,11 +148,8 @@ def load_inpaint_model(
     root = inside(resolve_folder(folder), subfolder)
     options: dict[str, Any] = {"variant": variant, "placement": placement}
     own = (root / "scheduler").is_dir()
-    schedule = (
-        Schedule.from_folder(root / "scheduler", dict(scheduler))
-        if own
-        else required(base, root).schedule
-    )
+    schedule = Schedule.from_folder(root / "scheduler") if own else required(base, root).schedule
+    schedule = schedule.changed(dict(scheduler))
     denoiser = load_denoiser(root / "unet", schedule, ("UNet2DConditionModel",), options)
     vae = shared_vae(root, base, options)
     check_channels(root, denoiser, vae, extra=1 + vae.channels)

@@ -110,6 +110,11 @@ def test_scheduler_fields_replace_the_files(models: Path) -> None:
     assert own.digest != linear.digest
 
 
+def test_scheduler_of_a_model_that_keeps_its_own_is_refused(models: Path) -> None:
+    with pytest.raises(ModelError, match=r"models\.other_vae\.scheduler: .* kind vae"):
+        look_up(models, "other_vae", scheduler={"beta_schedule": "linear"})
+
+
 def test_video_model_of_another_scaling_factor_is_refused_with_both(models: Path) -> None:
     facts = make_facts()
     other = {**facts.models, "video": make_model("video", "video", scaling_factor=0.13025)}

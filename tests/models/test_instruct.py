@@ -140,4 +140,6 @@ def test_scheduler_and_offload_are_those_asked_for(folder: Path, tmp_path: Path)
         tmp_path / "inpaint", base=base, placement=Placement(offload=True)
     )
     assert on_base.placement.offload
-    assert on_base.schedule == base.schedule
+    assert on_base.schedule.config == base.schedule.config
+    trailing = dependents.load_inpaint_model(tmp_path / "inpaint", base=base, scheduler=changes)
+    assert trailing.sampler(2).timesteps[0] == 999
