@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "diffusers", "transformers", "prefect", "distributed", "av"}
+HEAVY = {"torch", "diffusers", "transformers", "prefect", "distributed", "av", "cv2"}
 
 
 def test_import_contracts_hold() -> None:

@@ -264,7 +264,9 @@ def _params(stage: Stage) -> dict[str, Any]:
         for field in ("model", "name", "prompt"):
             source.pop(field)
     for use in _uses(params):
-        for field in ("model", "map", "image"):
+        makes_canny = use.get("kind") == "canny" and use["map"] is None
+        unused = () if makes_canny else ("low_threshold", "high_threshold")
+        for field in ("model", "map", "image", *unused):
             use.pop(field, None)
     return params
 

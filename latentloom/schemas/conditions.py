@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,11 @@ from latentloom.schemas.base import Schema
 
 MapName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 ConditionKind = Literal["edges", "canny", "depth", "pose", "segmentation", "sketch"]
+MADE_KINDS: Final = ("edges", "canny")
+"""Kinds that are made from the frames where no map holds them."""
+LOW_THRESHOLD: Final = 100
+HIGH_THRESHOLD: Final = 200
+"""What the ControlNets on Canny edges are shown in diffusers' documentation."""
 
 
 class MapInput(Schema):
@@ -25,15 +30,36 @@ class Condition(Schema):
     model: str
     """Name, among the models, of the one that reads it."""
     kind: ConditionKind = "edges"
-    """What it shows. ``edges`` are made from the frames where no map is named."""
+    """What it shows. ``edges`` and ``canny`` are made from the frames where no map is named."""
     map: MapName | None = None
     """Map that holds it, as an annotator made it."""
+    low_threshold: int = Field(default=LOW_THRESHOLD, ge=0)
+    """For ``canny`` that is made from the frames: gradient that goes on with an edge, as in OpenCV."""
+    high_threshold: int = Field(default=HIGH_THRESHOLD, gt=0)
+    """For ``canny`` that is made from the frames: gradient that begins an edge."""
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
-        if self.kind != "edges" and self.map is None:
+        if self.kind not in MADE_KINDS and self.map is None:
             raise ValueError(
-                f"kind {self.kind} is not made from frames here; name a map that holds it"
+                f"kind {self.kind} is not made from frames here ({' and '.join(MADE_KINDS)} are);"
+                " name a map that holds it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_hold(self) -> Self:
+        thresholds = (self.low_threshold, self.high_threshold)
+        makes_canny = self.kind == "canny" and self.map is None
+        if not makes_canny and thresholds != (LOW_THRESHOLD, HIGH_THRESHOLD):
+            raise ValueError(
+                "low_threshold and high_threshold are for kind canny made from the frames;"
+                " remove them, or set kind: canny and no map"
+            )
+        if self.low_threshold >= self.high_threshold:
+            raise ValueError(
+                f"low_threshold {self.low_threshold} must be smaller than"
+                f" high_threshold {self.high_threshold}"
             )
         return self
 

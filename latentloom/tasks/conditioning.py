@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latentloom.errors import ModelError
 from latentloom.models.load import ImageModel, VideoModel
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
 from latentloom.models.reference import ReferencedDenoiser
-from latentloom.ops.edges import edges
+from latentloom.ops.edges import canny, edges
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import Predict
 from latentloom.schemas.conditions import Condition
@@ -78,14 +79,14 @@ def make_condition(
     channels: int,
     frames: Callable[[], Array],
 ) -> torch.Tensor:
-    """Return a condition: the pictures of its map, or else the edges of frames.
+    """Return a condition: the pictures of its map, or else what is made from the frames.
 
     Args:
         chunk: The chunk.
         use: What the recipe says of it.
         role: Its role in the stage, by which its map is found.
         channels: Channels that the model takes: 1 for grey pictures, 3 for colours.
-        frames: Reads the frames ``(F, H, W, 3)`` that edges are made from.
+        frames: Reads the frames ``(F, H, W, 3)`` that it is made from.
 
     Returns:
         ``(F, channels, H, W)`` in [0, 1], at the frames' size.
@@ -94,7 +95,7 @@ def make_condition(
         ModelError: If the model takes another number of channels.
     """
     if use.map is None:
-        found = torch.from_numpy(edges(_eight_bits(frames())))
+        found = torch.from_numpy(_made(use, _eight_bits(frames())))
     else:
         pictures = np.ascontiguousarray(chunk.map_frames(role).transpose(0, 3, 1, 2))
         found = torch.from_numpy(pictures).float() / 255
@@ -103,6 +104,12 @@ def make_condition(
     if found.shape[1] > channels:
         return found.mean(1, keepdim=True)
     return found.expand(-1, channels, -1, -1)
+
+
+def _made(use: Condition, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    if use.kind == "canny":
+        return canny(frames, low_threshold=use.low_threshold, high_threshold=use.high_threshold)
+    return edges(frames)
 
 
 def _eight_bits(frames: Array) -> Array:

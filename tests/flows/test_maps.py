@@ -22,6 +22,7 @@ from latentloom.storage.store import Store
 from tests.facts import make_facts, make_recipe
 
 INPAINT = {"op": "edit", "kind": "inpaint", "mask": "mask"}
+CANNY = {"kind": "canny"}
 
 
 @pytest.fixture
@@ -141,6 +142,18 @@ def test_map_that_does_not_fit_is_refused(
         ({"kind": "frames", "map": "mask", "strength": 0.5}, r"strength: unknown field"),
         ({"kind": "controlnet"}, r"stages\[0\]\.controlnet: field required"),
         ({"kind": "controlnet", "controlnet": {"kind": "depth"}}, r"kind depth .* name a map"),
+        (
+            {"kind": "controlnet", "controlnet": CANNY | {"low_threshold": 200}},
+            "low_threshold 200 must be smaller than high_threshold 200",
+        ),
+        (
+            {"kind": "controlnet", "controlnet": CANNY | {"map": "mask", "low_threshold": 50}},
+            "no map",
+        ),
+        (
+            {"kind": "controlnet", "controlnet": CANNY | {"kind": "edges", "high_threshold": 300}},
+            "are for kind canny made from",
+        ),
         ({"kind": "outpaint"}, "no border"),
         ({"kind": "inpait"}, r"did you mean inpaint\?"),
     ],
@@ -170,6 +183,21 @@ def test_map_is_cropped_as_the_source_or_is_the_edited_frame(mask: Any, fit: str
     assert (fields["size"], fields["fit"]) == ([32, 32], fit)
 
 
+def test_thresholds_are_in_the_key_of_canny_that_is_made_and_of_nothing_else() -> None:
+    def control(**use: Any) -> dict[str, Any]:
+        stage = {"op": "edit", "kind": "controlnet", "controlnet": use}
+        variant = compile_with(stage, make_map()).by_name["edit"].variants[0]
+        params: dict[str, Any] = variant.fields["params"]["controlnet"][0]
+        return params | {"key": variant.key}
+
+    made, other = control(**CANNY), control(**CANNY, low_threshold=50)
+    assert made["key"] != other["key"]
+    assert (other["low_threshold"], other["high_threshold"]) == (50, 200)
+    assert control(**CANNY, low_threshold=100, high_threshold=200) == made
+    for use in ({"kind": "edges"}, CANNY | {"map": "mask"}):
+        assert not {"low_threshold", "high_threshold"} & set(control(**use))
+
+
 def test_outpainted_frame_is_larger_for_all_that_follows() -> None:
     recipe = make_recipe(
         stages=[
@@ -197,4 +225,5 @@ def test_source_of_fuse_with_a_map_reads_no_source_frames() -> None:
         return plan.by_name["fuse"].inputs
 
     assert inputs({}) == ("invert", "decode_video")
+    assert inputs(CANNY) == ("invert", "decode_video")
     assert inputs({"kind": "depth", "map": "mask"}) == ("invert",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from latentloom.media.decode import FrameReader
 from latentloom.media.probe import probe
 from latentloom.models.pretrained import library
 from latentloom.models.reference import MEAN, STD
+from latentloom.ops.edges import canny
 from latentloom.schemas.edits import ControlNetEdit, InpaintEdit, T2IAdapterEdit
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
@@ -240,8 +242,10 @@ def side_inputs(folder: Path) -> dict[str, Any]:
     }
 
 
+CANNY = {"kind": "canny", "low_threshold": 20, "high_threshold": 60}
 EDITS: dict[str, dict[str, Any]] = {
     "controlnet": {"controlnet": TWO},
+    "canny": {"kind": "controlnet", "controlnet": CANNY},
     "t2i_adapter": {"t2i_adapter": {}, "strength": 0.75, "num_inference_steps": 2},
     "inpaint": {"mask": "mask", "model": "inpaint", "controlnet": TWO[1]},
     "img2img": {"ip_adapter": {"image": "depth"}, "num_inference_steps": 2},
@@ -275,6 +279,23 @@ def test_any_chunking_gives_the_same_frames(
     ]
     assert results[0].std() > 1
     assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_canny_is_made_from_the_frames_at_their_size(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path, channels: int
+) -> None:
+    stage = {"kind": "controlnet", "controlnet": CANNY}
+    canvas = open_canvas(tmp_path, compile_edit(tmp_path, tiny_models, tiny_clip, stage))
+    frames = canvas.chunk.input_frames()
+    (use,) = canvas.chunk.params(ControlNetEdit).controlnet
+    expected = canny(frames, low_threshold=20, high_threshold=60)
+    assert expected.any()
+    made = functools.partial(
+        make_condition, canvas.chunk, use, role="controlnet.0", channels=channels
+    )
+    for found in (made(frames=lambda: frames), made(frames=lambda: frames.astype(np.uint16) << 8)):
+        assert np.array_equal(found, np.repeat(expected, channels, axis=1))
 
 
 def test_inpaint_changes_the_mask_alone(tiny_models: Path, tiny_clip: Path, tmp_path: Path) -> None:
