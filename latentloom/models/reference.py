@@ -130,6 +130,8 @@ def attach(
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the IP-Adapter {where} does not fit its base: {error}") from error
     pipeline.set_ip_adapter_scale(scale)
-    projection, unet.encoder_hid_proj = unet.encoder_hid_proj, _AsTheyAre()
+    # The projection reads what the encoder makes, and so is where that runs, whatever waits elsewhere.
+    projection = unet.encoder_hid_proj.eval().to(execution_device(encoder))
+    unet.encoder_hid_proj = _AsTheyAre()
     denoiser = dataclasses.replace(base, module=unet.eval(), reads_reference=True)
-    return IPAdapter(denoiser, encoder, projection.eval())
+    return IPAdapter(denoiser, encoder, projection)
