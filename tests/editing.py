@@ -26,7 +26,7 @@ PROMPTS = {"target": "a red circle", "negative": "blue"}
 
 
 def compile_edit(
-    folder: Path, models: Path, clip: Path, stage: dict[str, Any], **changes: Any
+    folder: Path, models: Path, clip: Path, stage: dict[str, Any], /, **changes: Any
 ) -> Plan:
     """Compile a recipe of one editor, on the tiny checkpoints of ``models``."""
     named = {path.name: {"path": str(path)} for path in models.iterdir()}

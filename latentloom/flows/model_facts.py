@@ -15,6 +15,7 @@ from latentloom.models.fits import ADAPTER_FIELDS, CONTROLNET_FIELDS
 from latentloom.models.folders import (
     fetch_snapshot,
     find_lora,
+    find_weights,
     is_of_variant,
     require_safetensors,
     resolve_folder,
@@ -93,6 +94,7 @@ def model_facts(
         kind = "video_upsampler"
     dtype = _dtype(name, spec, recipe, found[base].dtype if base is not None else None)
     _check_weights(folder, spec.variant)
+    weight_name = _weight_name(folder, spec, kind)
     loras = _loras(name, spec, kind, store)
     fields: dict[str, Any] = {}
     if base is not None:
@@ -111,7 +113,7 @@ def model_facts(
         )
     if changes:
         fields["scheduler"] = fields.get("scheduler", {}) | _known(changes)
-    files = _files(folder, spec.variant, spec.weight_name)
+    files = _files(folder, spec.variant, weight_name)
     parts: list[Any] = [files_digest(folder, files, store)]
     parts += [name for name in (spec.variant, spec.weight_name) if name is not None]
     parts += [found[other].digest for other in (base, spec.vae) if other is not None]
@@ -144,6 +146,14 @@ def _check_weights(folder: Path, variant: str | None) -> None:
         named = config.get("_class_name") or "".join(config.get("architectures") or ())
         if config and not named.startswith("StandIn"):
             require_safetensors(part, variant)
+
+
+def _weight_name(folder: Path, spec: ModelSpec, kind: ModelKind) -> str | None:
+    """Return the file that holds weights of no component, and see that an IP-Adapter has all of its."""
+    if kind != "ip_adapter":
+        return spec.weight_name
+    require_safetensors(folder / "image_encoder", spec.variant)
+    return find_weights(folder, spec.weight_name).name
 
 
 def _loras(name: str, spec: ModelSpec, kind: ModelKind, store: Store) -> tuple[LoraFacts, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from latentloom.errors import ModelError
 from latentloom.models.adapter import T2IAdapter, check_adapter_fits
 from latentloom.models.control import ControlNet, check_fits
-from latentloom.models.folders import inside, resolve_folder
+from latentloom.models.folders import find_weights, inside, resolve_folder
 from latentloom.models.instruct import InstructDenoiser
 from latentloom.models.interpolate import Interpolator
 from latentloom.models.load import (
@@ -26,7 +26,7 @@ from latentloom.models.load import (
     shared_vae,
 )
 from latentloom.models.offload import ON_CPU, Placement, place
-from latentloom.models.pretrained import find_weights, load_component, load_tensors
+from latentloom.models.pretrained import load_component, load_tensors
 from latentloom.models.reference import IPAdapter, attach
 from latentloom.models.schedulers import Schedule
 from latentloom.models.upsample import Upsampler
@@ -96,6 +96,7 @@ def load_ip_adapter(
     base: ImageModel,
     scale: float,
     subfolder: str | None = None,
+    variant: str | None = None,
     weight_name: str | None = None,
 ) -> IPAdapter:
     """Load an IP-Adapter for an image model, in its dtype and on its device.
@@ -105,6 +106,7 @@ def load_ip_adapter(
         base: The image model; it stays as it is.
         scale: Factor of what attention to the image adds.
         subfolder: Where in the folder both lie.
+        variant: Of the image encoder, as in diffusers.
         weight_name: The file, where there are several.
 
     Raises:
@@ -115,6 +117,7 @@ def load_ip_adapter(
     encoder = load_component(
         root / "image_encoder",
         expected=("CLIPVisionModelWithProjection",),
+        variant=variant,
         placement=base.placement,
     )
     path = find_weights(root, weight_name)

@@ -84,6 +84,22 @@ def require_safetensors(folder: Path, variant: str | None) -> None:
     )
 
 
+def find_weights(folder: Path, name: str | None) -> Path:
+    """Return the one file of safetensors in a folder, or the one of a name.
+
+    Raises:
+        ModelError: If it is not there, is pickled, or there are several and none is named.
+    """
+    held = sorted(folder.glob("*.safetensors"))
+    if not held:
+        require_safetensors(folder, None)
+    found = [path for path in held if name in (None, path.name)]
+    if len(found) != 1:
+        listed = ", ".join(path.name for path in held)
+        raise ModelError(f"{folder} holds {listed}; name one of them with weight_name")
+    return found[0]
+
+
 def find_lora(folder: Path, weight_name: str | None) -> Path:
     """Return the one safetensors file of a folder, or the one named; a path to a file is that file.
 

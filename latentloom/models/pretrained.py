@@ -120,20 +120,6 @@ def load_component(
     return place(module.eval().requires_grad_(False), placement)
 
 
-def find_weights(folder: Path, name: str | None) -> Path:
-    """Return the one file of safetensors in a folder, or the one of a name.
-
-    Raises:
-        ModelError: If it is not there, or there are several and none is named.
-    """
-    require_safetensors(folder, None)
-    found = sorted(path for path in folder.glob("*.safetensors") if name in (None, path.name))
-    if len(found) != 1:
-        listed = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
-        raise ModelError(f"{folder} holds {listed}; name one of them with weight_name")
-    return found[0]
-
-
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file of safetensors by name.
 

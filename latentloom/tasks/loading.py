@@ -109,8 +109,8 @@ class PlanModels:
             facts.folder,
             base=base,
             scale=scale,
-            subfolder=spec.subfolder,
             weight_name=spec.weight_name,
+            **self._files(name),
         )
 
     def upsampler(self, name: str) -> tuple[Upsampler | VideoUpsampler, ImageModel]:

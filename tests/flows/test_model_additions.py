@@ -174,3 +174,46 @@ def test_a_safetensors_file_without_a_variant_is_not_a_variants(models: Path) ->
 def test_lora_lies_in_one_place() -> None:
     with pytest.raises(ValueError, match="exactly one of path and repo_id"):
         ModelSpec.model_validate({"path": "a", "loras": [{"scale": 1.0}]})
+
+
+@pytest.fixture
+def ip_adapter(models: Path, tmp_path: Path) -> Path:
+    shutil.copytree(models / "image", tmp_path / "image")
+    shutil.copytree(models / "other_vae", tmp_path / "other_vae")
+    return tiny.save_ip_adapter(tmp_path / "ip_adapter")
+
+
+@pytest.mark.parametrize("part", ["image_encoder/model", "ip-adapter"])
+def test_ip_adapter_without_all_its_weights_is_refused_while_planning(
+    ip_adapter: Path, part: str
+) -> None:
+    weights = ip_adapter / f"{part}.safetensors"
+    assert look_up(ip_adapter.parent, "ip_adapter").kind == "ip_adapter"
+    pickled = weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match=rf"pickled weights \({pickled.name}\).*convert-model"):
+        look_up(ip_adapter.parent, "ip_adapter")
+    pickled.unlink()
+    with pytest.raises(ModelError, match="holds no safetensors weights"):
+        look_up(ip_adapter.parent, "ip_adapter")
+
+
+def test_ip_adapter_of_several_files_needs_the_name_of_one(ip_adapter: Path) -> None:
+    shutil.copy(ip_adapter / "ip-adapter.safetensors", ip_adapter / "plus.safetensors")
+    listed = r"holds ip-adapter\.safetensors, plus\.safetensors; name one of them with weight_name"
+    for changes in ({}, {"weight_name": "other.safetensors"}):
+        with pytest.raises(ModelError, match=listed):
+            look_up(ip_adapter.parent, "ip_adapter", **changes)
+    named = look_up(ip_adapter.parent, "ip_adapter", weight_name="plus.safetensors")
+    assert named.kind == "ip_adapter"
+
+
+def test_ip_adapters_own_weights_are_in_its_digest_beside_a_variants_encoder(
+    ip_adapter: Path,
+) -> None:
+    encoder = ip_adapter / "image_encoder" / "model.safetensors"
+    encoder.rename(encoder.with_suffix(".fp16.safetensors"))
+    first = look_up(ip_adapter.parent, "ip_adapter", variant="fp16")
+    own = ip_adapter / "ip-adapter.safetensors"
+    weights = safetensors.torch.load_file(own)
+    safetensors.torch.save_file({name: 2 * value for name, value in weights.items()}, own)
+    assert look_up(ip_adapter.parent, "ip_adapter", variant="fp16").digest != first.digest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentloom.errors import ModelError
 from latentloom.models.dependents import load_ip_adapter
 from latentloom.models.load import load_image_model
 from latentloom.models.offload import Placement, Visit
@@ -44,3 +45,19 @@ def test_projection_is_where_the_encoder_runs_while_the_unet_waits(
     shown, nothing = loaded.tokens(torch.rand(2, 3, 16, 16))
     assert {tokens.device.type for tokens in (shown, nothing)} == {"meta"}
     assert shown.shape == nothing.shape == (2, 4, tiny.TEXT_WIDTH)
+
+
+def test_image_encoder_of_the_variant_is_loaded(image: Path, adapter: Path) -> None:
+    base = load_image_model(str(image))
+    weights = adapter / "image_encoder" / "model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    with pytest.raises(ModelError, match="image_encoder holds no safetensors weights"):
+        load_ip_adapter(adapter, base=base, scale=1.0)
+    loaded = load_ip_adapter(adapter, base=base, scale=1.0, variant="fp16")
+    assert loaded.image_size == 16
+
+
+def test_pickled_weights_are_refused(image: Path, adapter: Path) -> None:
+    (adapter / "ip-adapter.safetensors").rename(adapter / "ip-adapter.bin")
+    with pytest.raises(ModelError, match=r"holds only pickled weights \(ip-adapter\.bin\)"):
+        load_ip_adapter(adapter, base=load_image_model(str(image)), scale=1.0)

@@ -182,6 +182,20 @@ def test_ip_adapter_of_another_unet_is_refused(
         open_canvas(tmp_path, plan)
 
 
+def test_variant_of_a_recipes_ip_adapter_reaches_its_image_encoder(
+    tiny_models: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    weights = models / "ip_adapter" / "image_encoder" / "model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    named = {name: {"path": str(models / name)} for name in ("image", "ip_adapter")}
+    named["ip_adapter"]["variant"] = "fp16"
+    maps = {"look": {"uri": str(write_map(tmp_path / "look.mkv", 1))}}
+    stage = {"ip_adapter": {"image": "look"}}
+    plan = compile_edit(tmp_path, models, tiny_clip, stage, maps=maps, models=named)
+    assert open_canvas(tmp_path, plan).reference is not None
+
+
 TWO = [
     {"model": "control", "controlnet_conditioning_scale": 0.7, "control_guidance_end": 0.6},
     {"model": "colour_control", "kind": "depth", "map": "depth", "control_guidance_start": 0.3},
