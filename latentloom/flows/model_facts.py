@@ -141,7 +141,9 @@ def _root(spec: ModelSpec) -> Path:
 
 def _check_weights(folder: Path, variant: str | None) -> None:
     """Check that each part with a configuration has weights, before a run waits for them."""
-    for part in (folder, *(folder / name for name in _PARTS)):
+    # Some pipelines have a copy of their UNet's configuration beside their folders.
+    whole = [] if (folder / "unet").is_dir() else [folder]
+    for part in (*whole, *(folder / name for name in _PARTS)):
         config = _read(part / "config.json")
         named = config.get("_class_name") or "".join(config.get("architectures") or ())
         if config and not named.startswith("StandIn"):

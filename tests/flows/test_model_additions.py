@@ -132,6 +132,16 @@ def test_pickled_part_is_refused_while_planning(models: Path, tmp_path: Path, pa
         model_facts("image", ModelSpec(path=str(copy)), make_recipe(), {}, store)
 
 
+def test_configuration_beside_the_folders_of_a_pipeline_asks_for_no_weights(
+    models: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(models / "image", tmp_path / "image"))
+    shutil.copy(copy / "unet" / "config.json", copy / "config.json")
+    store = Store.open(str(tmp_path / "store"))
+    facts = model_facts("image", ModelSpec(path=str(copy)), make_recipe(), {}, store)
+    assert facts.kind == "image"
+
+
 def test_hub_repository_without_safetensors_names_convert_model(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
