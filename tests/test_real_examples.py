@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from latentloom.schemas.load import load_recipe
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 from latentloom.tasks.loading import PlanModels
+from tests.editing import write_map, write_mask
 from tests.models import tiny
 from tests.runs import make_clip, run_here
 
@@ -28,6 +30,23 @@ PARTS = {
     "sd15-animatediff": {"image": "image", "linear": "image", "video": "video"},
     "sd15-controlnet": {"image": "image", "video": "video", "control": "control"},
     "sd-x4-upscale": {"upscale": "upscaler"},
+    "sd15-ip-adapter": {"image": "image", "ip_adapter": "ip_adapter"},
+    "sd15-t2i-adapter": {"image": "image", "t2i_adapter": "t2i_adapter"},
+    "sd15-inpaint": {"image": "inpaint"},
+    "sd15-outpaint": {"image": "inpaint"},
+    "sd15-prompt2prompt": {"image": "image"},
+    "instruct-pix2pix": {"instruct": "instruct"},
+    "sd15-mixed-inversion": {"image": "image", "control": "control", "video": "video3d"},
+}
+SHORT = "source.duration=0.5"
+CHANGES = {
+    "sd15-ip-adapter": [SHORT, "maps.look.uri={desk}/look.mkv"],
+    "sd15-t2i-adapter": [SHORT],
+    "sd15-inpaint": [SHORT, "maps.mask.uri={desk}/mask.mkv"],
+    "sd15-outpaint": [SHORT, "stages.edit.left=8", "stages.edit.right=8"],
+    "sd15-prompt2prompt": [SHORT],
+    "instruct-pix2pix": [SHORT],
+    "sd15-mixed-inversion": [SHORT],
 }
 NUMERICS = ("threads=1", "device=cpu")
 
@@ -42,6 +61,14 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_video_pipeline(folder / "video3d")
     tiny.save_controlnet(folder / "control", conditioning_channels=3)
     tiny.save_upscaler(folder / "upscaler")
+    tiny.save_t2i_adapter(folder / "t2i_adapter")
+    tiny.save_image_pipeline(folder / "inpaint")
+    tiny.save_inpaint_unet(folder / "inpaint")
+    tiny.save_instruct_pipeline(folder / "instruct")
+    adapter = tiny.save_ip_adapter(folder / "ip_adapter" / "models")
+    shutil.copy(adapter / "ip-adapter.safetensors", adapter / "ip-adapter_sd15.safetensors")
+    write_map(folder / "look.mkv", 1, size=40)
+    write_mask(folder / "mask.mkv", size=32)
     return folder
 
 
@@ -51,6 +78,7 @@ def make_plan(desk: Path, store: Store, name: str, *more: str) -> Plan:
     overrides += ["source.size.width=32", "source.size.height=32", "output.segment_seconds=1"]
     overrides += [f"numerics.{field}" for field in NUMERICS]
     overrides += ["windows.size=8", "windows.overlap=2"]
+    overrides += [change.format(desk=desk) for change in CHANGES.get(name, ())]
     for model, folder in PARTS[name].items():
         overrides += [f"models.{model}.repo_id=null", f"models.{model}.revision=null"]
         overrides += [f"models.{model}.variant=null", f"models.{model}.path={desk / folder}"]

@@ -52,9 +52,13 @@ def shapes_digest(shapes: Mapping[str, list[int]]) -> str:
 def build_module(class_name: str, config: Mapping[str, Any]) -> Any:
     """Build a class from its published configuration, without memory for its weights."""
     with torch.device("meta"):
+        transformers = library("transformers")
         if class_name == "CLIPTextModel":
-            transformers = library("transformers")
             return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+        if class_name == "CLIPVisionModelWithProjection":
+            return transformers.CLIPVisionModelWithProjection(
+                transformers.CLIPVisionConfig(**config)
+            )
         return getattr(library("diffusers"), class_name)(**config)
 
 
