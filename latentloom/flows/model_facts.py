@@ -135,7 +135,11 @@ def _root(spec: ModelSpec) -> Path:
     if spec.path is not None:
         return resolve_folder(spec.path)
     return fetch_snapshot(
-        spec.repo_id or "", revision=spec.revision, variant=spec.variant, also=spec.weight_name
+        spec.repo_id or "",
+        revision=spec.revision,
+        subfolder=spec.subfolder,
+        variant=spec.variant,
+        also=spec.weight_name,
     )
 
 
@@ -167,7 +171,9 @@ def _loras(name: str, spec: ModelSpec, kind: ModelKind, store: Store) -> tuple[L
             root = Path(lora.path)
         else:
             only = lora.weight_name or "*.safetensors"
-            root = fetch_snapshot(lora.repo_id or "", revision=lora.revision, only=only)
+            root = fetch_snapshot(
+                lora.repo_id or "", revision=lora.revision, subfolder=lora.subfolder, only=only
+            )
         file = find_lora(root / lora.subfolder if lora.subfolder else root, lora.weight_name)
         _count(file)
         found.append(LoraFacts(file=str(file), digest=file_digest(file, store), scale=lora.scale))

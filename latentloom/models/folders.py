@@ -128,6 +128,7 @@ def fetch_snapshot(
     repo_id: str,
     *,
     revision: str | None,
+    subfolder: str | None = None,
     variant: str | None = None,
     also: str | None = None,
     only: str | None = None,
@@ -137,6 +138,7 @@ def fetch_snapshot(
     Args:
         repo_id: ``owner/name``.
         revision: Branch, tag or commit.
+        subfolder: Where set, what lies outside of it is left out.
         variant: Where set, weights of other variants are left out.
         also: The name of weights that are called neither as diffusers nor as transformers call theirs.
         only: Where set, the name of the one file that is wanted.
@@ -153,6 +155,8 @@ def fetch_snapshot(
     patterns = [*TEXT_PATTERNS, *weights, *(f"*/{name}" for name in weights)]
     if only is not None:
         patterns = [only, f"*/{only}"]
+    if subfolder is not None:
+        patterns = [f"{subfolder.strip('/')}/{pattern}" for pattern in patterns]
     try:
         folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,40 @@ def test_lora_of_a_repository_fetches_one_file(
         "revision": "abc",
         "allow_patterns": ["a.safetensors", "*/a.safetensors"],
     }
+
+
+def test_subfolder_of_a_repository_is_fetched_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot(_: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tiny.save_ip_adapter(tmp_path / "models").parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    spec = {"repo_id": "h94/IP-Adapter", "subfolder": "models", "revision": "main"}
+    found = {"image": make_model("image", "image")}
+    model_facts(
+        "ip_adapter",
+        ModelSpec.model_validate({**spec, "weight_name": "ip-adapter.safetensors"}),
+        make_recipe(),
+        found,
+        Store.open(str(tmp_path / "store")),
+    )
+    wanted = [
+        "models/image_encoder/config.json",
+        "models/image_encoder/model.safetensors",
+        "models/ip-adapter.safetensors",
+    ]
+    others = [
+        "models/ip-adapter-plus_sd15.safetensors",
+        "models/image_encoder/pytorch_model.bin",
+        "sdxl_models/image_encoder/model.safetensors",
+        "README.md",
+    ]
+    fetched = [name for name in wanted + others if any(fnmatch(name, one) for one in asked)]
+    assert fetched == wanted
 
 
 def test_a_safetensors_file_without_a_variant_is_not_a_variants(models: Path) -> None:
