@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from latentloom.schemas.base import Schema, Seconds
 from latentloom.schemas.conditions import ControlNetUse
@@ -144,6 +144,16 @@ class FuseStage(StageFields):
                 " of their timestep; leave it out"
             )
         return self
+
+    @field_validator("tau")
+    @classmethod
+    def _tau_is_a_step_or_a_fraction(cls, tau: int | float) -> int | float:
+        if tau > 1 and tau != int(tau):
+            raise ValueError(
+                f"{tau:g} is no step: give a whole number, such as {int(tau)}, or a fraction of the"
+                " steps, up to 1.0"
+            )
+        return tau
 
     @model_validator(mode="after")
     def _some_step_is_mixed(self) -> Self:

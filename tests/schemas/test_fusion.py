@@ -37,6 +37,7 @@ def fuse(sources: list[dict[str, Any]] | None = None, **fields: Any) -> FuseStag
         ({"sources": WEIGHED, "interpolation": "slerp"}, "slerp mixes 2 sources, not 3"),
         ({"interpolation": "slerp", "variance_preserving": True}, "leave out variance_preserving"),
         ({"space": "eps", "variance_preserving": True}, "is for space x, not eps"),
+        ({"tau": 3.7}, "3.7 is no step: give a whole number, such as 3, or a fraction"),
         ({"checkpoint_every": -1}, "greater than or equal to 0"),
     ],
 )
@@ -48,6 +49,11 @@ def test_fusions_that_contradict_themselves_are_refused(fields: dict[str, Any], 
 def test_written_out_fusion_is_read_back() -> None:
     for stage in (fuse(), fuse(weights=[0.5, 1]), fuse(WEIGHED), fuse(alpha=0.2, tau=0.25)):
         assert FuseStage.model_validate(stage.model_dump(mode="json")) == stage
+
+
+@pytest.mark.parametrize(("tau", "step"), [(0.5, 2), (0.25, 1), (3, 3), (3.0, 3), (1, 1)])
+def test_tau_is_a_step_or_a_fraction_of_them(tau: float, step: int) -> None:
+    assert fuse(tau=tau).first_mixed_step(4) == step
 
 
 def test_alpha_of_the_paper_holds_where_nothing_else_is_said() -> None:
