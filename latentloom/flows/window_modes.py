@@ -16,7 +16,7 @@ from latentloom.flows.estimate import CHUNK_OVERHEAD_BYTES
 from latentloom.ops.windows import Range
 from latentloom.schemas.fusion import FuseStage
 from latentloom.schemas.plan import PlannedChunk, PlannedStage
-from latentloom.schemas.stage import WindowRule
+from latentloom.schemas.stage import WindowRule, steps_taken
 from latentloom.schemas.stages import InvertStage, SmoothStage, Stage
 from latentloom.schemas.step_keys import StepKeys
 
@@ -120,7 +120,7 @@ def _steps(stage: Stage) -> tuple[int, ...]:
     assert isinstance(stage, InvertStage | FuseStage | SmoothStage)
     assert stage.num_inference_steps is not None
     total, strength = stage.num_inference_steps, stage.strength
-    taken = total if strength is None else int(total * strength)
+    taken = total if strength is None else steps_taken(total, strength)
     if isinstance(stage, InvertStage):
         return tuple(range(stage.noise_start + 1, taken + 1))
     return tuple(range(total - taken + 1, total + 1))

@@ -15,7 +15,15 @@ from latentloom.schemas.conditions import (
     MapName,
     T2IAdapterUse,
 )
-from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps
+from latentloom.schemas.stage import (
+    Guidance,
+    Kind,
+    PromptName,
+    StageFields,
+    Steps,
+    no_step,
+    steps_taken,
+)
 
 
 def _as_list(value: Any) -> Any:
@@ -57,7 +65,20 @@ class EditStage(StageFields):
     """Keep the frames after their last reader."""
 
 
-class ReferencedEdit(EditStage):
+class NoisedEdit(EditStage):
+    """An editor that denoises a part of the steps."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
+
+    @model_validator(mode="after")
+    def _some_step_is_taken(self) -> Self:
+        if not steps_taken(self.num_inference_steps, self.strength):
+            raise ValueError(no_step(self.num_inference_steps, self.strength))
+        return self
+
+
+class ReferencedEdit(NoisedEdit):
     """An editor that may be shown a reference image beside its text."""
 
     ip_adapter: IPAdapterUse | None = None
@@ -119,18 +140,14 @@ class ControlNetEdit(ReferencedEdit):
     kind: Literal["controlnet"]
     controlnet: Annotated[ControlNets, Field(min_length=1, max_length=8)]
     """The ControlNets; residuals of several are added up."""
-    strength: float = Field(default=1.0, gt=0, le=1)
-    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
 
 
-class T2IAdapterEdit(EditStage):
+class T2IAdapterEdit(NoisedEdit):
     """Make each frame anew under the conditions of one or several T2I-Adapters."""
 
     kind: Literal["t2i_adapter"]
     t2i_adapter: Annotated[T2IAdapters, Field(min_length=1, max_length=8)]
     """The adapters; features of several are added up."""
-    strength: float = Field(default=1.0, gt=0, le=1)
-    """How far the frame is noised; 1 starts from noise alone, so that only conditions tell of the frame."""
 
 
 class InpaintEdit(ReferencedEdit):

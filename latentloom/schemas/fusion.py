@@ -9,7 +9,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from latentloom.schemas.base import Schema, Seconds
 from latentloom.schemas.conditions import ControlNetUse
-from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
+from latentloom.schemas.stage import (
+    Guidance,
+    Kind,
+    PromptName,
+    StageFields,
+    Steps,
+    WindowRule,
+    steps_taken,
+)
 
 DEFAULT_ALPHA = 0.7
 """The default of FLDM's authors."""
@@ -203,7 +211,7 @@ class FuseStage(StageFields):
         if not self.checkpoint_every or self.num_inference_steps is None:
             return ()
         strength = 1.0 if self.strength is None else self.strength
-        start = self.num_inference_steps - int(self.num_inference_steps * strength)
+        start = self.num_inference_steps - steps_taken(self.num_inference_steps, strength)
         saved = range(self.checkpoint_every, self.num_inference_steps, self.checkpoint_every)
         return tuple(step for step in saved if step > start)
 

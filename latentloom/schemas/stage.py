@@ -17,6 +17,19 @@ Guidance = Annotated[float, Field(ge=0, le=100)]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 
 
+def steps_taken(num_inference_steps: int, strength: float) -> int:
+    """Return how many steps a strength stands for, rounded down as samplers do."""
+    return int(num_inference_steps * strength)
+
+
+def no_step(num_inference_steps: int, strength: float) -> str:
+    """Say what to do about a strength that stands for no step."""
+    return (
+        f"strength {strength:g} is less than one of the {num_inference_steps} num_inference_steps, so that"
+        " nothing would be done; raise either"
+    )
+
+
 class WindowRule(Schema):
     """How a range is cut into the windows that a video model sees together."""
 
