@@ -23,7 +23,7 @@ def dropped_ends(folder: Path, texts: list[str]) -> dict[str, str]:
     """Return the end that a model's context has no room for, of each text that has one.
 
     Args:
-        folder: Holds `tokenizer/` and `text_encoder/`; without them nothing is dropped.
+        folder: Holds `tokenizer/` and `text_encoder/`; where neither names a limit nothing is dropped.
         texts: Prompts.
 
     Raises:
@@ -46,7 +46,7 @@ def _context(folder: Path) -> int | None:
     tokens = _read(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
     positions = _read(folder / "text_encoder" / "config.json").get("max_position_embeddings")
     limits = [int(limit) for limit in (tokens, positions) if limit is not None]
-    return min(limits) if tokens is not None else None
+    return min(limits, default=None)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

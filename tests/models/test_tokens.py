@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def test_what_is_dropped_is_what_the_tokenizer_drops(folder: Path, files: str) -
 def test_shorter_of_tokenizer_and_text_encoder_counts(folder: Path) -> None:
     (folder / "text_encoder" / "config.json").write_text('{"max_position_embeddings": 4}')
     assert dropped_ends(folder, ["1 2 3", "1 2"]) == {"1 2 3": "3"}
+
+
+@pytest.mark.parametrize("limit", [None, 1e30], ids=["no limit", "a number that stands for none"])
+def test_text_encoder_counts_where_the_tokenizer_has_no_limit(
+    folder: Path, limit: float | None
+) -> None:
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["model_max_length"]
+    path.write_text(json.dumps(config if limit is None else config | {"model_max_length": limit}))
+    assert dropped_ends(folder, TEXTS).keys() == {LONG, TEXTS[3], 31 * "1"}
+    (folder / "text_encoder" / "config.json").unlink()
+    assert dropped_ends(folder, TEXTS) == {}
 
 
 def test_folder_without_a_tokenizer_drops_nothing(tmp_path: Path) -> None:
