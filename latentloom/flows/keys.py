@@ -204,6 +204,8 @@ def timed_values(stage: Stage, prompts: TimedPrompts, facts: Facts) -> dict[str,
             scale = stage.guidance_scale if source.guidance_scale is None else source.guidance_scale
             values[f"sources.{index}"] = _conditioning(text, prompts, scale)
         return values
+    if isinstance(stage, InvertStage) and not stage.asks_model:
+        return {}
     if isinstance(stage, InterpolateStage):
         return {"prompt": _prompt_text(stage.prompt, prompts, instruct=False)}
     if isinstance(stage, InvertStage | SmoothStage | UpsampleStage | UpscaleStage | EditStage):
@@ -256,6 +258,8 @@ def chunk_key(
 
 def _params(stage: Stage) -> dict[str, Any]:
     params = stage.model_dump(mode="json", exclude=_NOT_IN_KEYS)
+    if isinstance(stage, InvertStage) and not stage.asks_model:
+        del params["guidance_scale"]
     if isinstance(stage, FuseStage):
         params |= {"alpha": stage.first_alpha, "schedule": stage.moves}
         if stage.toward is not None:

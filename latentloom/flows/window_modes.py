@@ -52,6 +52,11 @@ def mode_faults(
         )
     if rule.overlap == 0:
         yield f"windows.mode {rule.mode} needs windows that overlap; set windows.overlap above 0"
+    if isinstance(stage, InvertStage) and not stage.asks_model:
+        yield (
+            f"noise_start {stage.noise_start} inverts nothing, so there is no step after which windows could"
+            f" meet (windows.mode {rule.mode}); name an image model, which gives the same noise"
+        )
     for name, other in inherited.items():
         if other is not None and other.mode == "independent":
             yield (

@@ -17,7 +17,16 @@ from latentloom.schemas.edits import (
     T2IAdapterEdit,
 )
 from latentloom.schemas.fusion import FuseStage, MixStage
-from latentloom.schemas.stage import Guidance, Kind, PromptName, StageFields, Steps, WindowRule
+from latentloom.schemas.stage import (
+    Guidance,
+    Kind,
+    PromptName,
+    StageFields,
+    Steps,
+    WindowRule,
+    no_step,
+    steps_taken,
+)
 from latentloom.schemas.tiling import Tiling
 
 
@@ -53,7 +62,8 @@ class InvertStage(StageFields):
     prompt: PromptName = "source"
     """Which prompt conditions it."""
     noise_start: int = Field(default=0, ge=0)
-    """Start from latents noised to this step; helps flat pictures, which invert badly."""
+    """Start from latents noised to this step, which helps flat pictures, for they invert badly; all of the
+    steps that are inverted: noise the latents, and invert nothing."""
     strength: float = Field(default=1.0, gt=0, le=1)
     """Part of the steps that is inverted, and denoised again by the stages after."""
     noise_stream: str | None = Field(default=None, min_length=1, max_length=64)
@@ -62,15 +72,22 @@ class InvertStage(StageFields):
     """Window rule of this stage; the recipe's by default."""
 
     @model_validator(mode="after")
-    def _noise_start_leaves_steps(self) -> Self:
-        inverted = int(self.num_inference_steps * self.strength)
-        if self.noise_start >= inverted:
+    def _noise_start_is_on_the_way(self) -> Self:
+        inverted = steps_taken(self.num_inference_steps, self.strength)
+        if not inverted:
+            raise ValueError(no_step(self.num_inference_steps, self.strength))
+        if self.noise_start > inverted:
             raise ValueError(
-                f"noise_start {self.noise_start} must be smaller than the {inverted} steps that are"
-                f" inverted (num_inference_steps {self.num_inference_steps} x strength"
-                f" {self.strength:g})"
+                f"noise_start {self.noise_start} is more than the {inverted} steps that are inverted"
+                f" (num_inference_steps {self.num_inference_steps} x strength {self.strength:g});"
+                f" {inverted} noises the latents and inverts nothing"
             )
         return self
+
+    @property
+    def asks_model(self) -> bool:
+        """Tell whether a step is left to invert after ``noise_start``."""
+        return self.noise_start < steps_taken(self.num_inference_steps, self.strength)
 
 
 class SmoothStage(StageFields):

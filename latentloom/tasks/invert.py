@@ -18,8 +18,10 @@ def invert(chunk: OpenChunk) -> Array:
     model = chunk.models.denoising(stage.model)
     sampler = model.sampler(stage.num_inference_steps)
     last = stage.num_inference_steps - sampler.start_index(stage.strength)
-    start, stop = chunk.steps_between(min(stage.noise_start, last), last)
+    start, stop = chunk.steps_between(stage.noise_start, last)
     (latents,) = chunk.states_before() or [_begin(chunk, stage, sampler)]
+    if start == stop:
+        return chunk.result([latents])
     predict = predict_with(chunk, model, chunk.timed, guidance_scale=stage.guidance_scale)
     latents = latents.to(model.denoiser.device)
     return chunk.result([walk_back(latents, predict, sampler, start=start, stop=stop)])

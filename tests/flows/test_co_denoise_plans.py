@@ -137,6 +137,15 @@ def test_steps_follow_noise_start_and_strength() -> None:
     assert plan.by_name["smooth"].steps == (5, 6, 7, 8, 9, 10)
 
 
+def test_inversion_of_no_step_is_left_to_an_image_model() -> None:
+    noised = {"op": "invert", "num_inference_steps": 4, "noise_start": 4}
+    with pytest.raises(RecipeError, match=r"noise_start 4 inverts nothing, .* name an image model"):
+        plan_of(stages=[{"op": "encode"}, noised, {"op": "smooth"}], output=None)
+    by_image = noised | {"model": "image"}
+    plan = plan_of(stages=[{"op": "encode"}, by_image, {"op": "smooth"}], output=None)
+    assert plan.by_name["smooth"].steps == (1, 2, 3, 4)
+
+
 def test_image_inversion_and_mix_take_no_steps_together() -> None:
     stages = [
         {"op": "encode"},
