@@ -70,6 +70,8 @@ class Settings:
     """BIVDiff: how far the frames are noised before the image model edits them."""
     ratio: float = 0.25
     """BIVDiff: weight of the image model's inversion."""
+    inversion: Literal["mixed", "none"] = "mixed"
+    """BIVDiff: none noises the edited frames' latents, and inverts nothing."""
     smoothing_guidance_scale: float = 3.0
     """BIVDiff: of the video model, at the end."""
     guidance_scale: float = 3.0
@@ -190,26 +192,32 @@ class Editor:
         return denoise(self._noise(), predict, self.sampler)
 
     def bivdiff(self, edited: torch.Tensor, settings: Settings) -> torch.Tensor:
-        """Invert edited frames' latents with both models, mix, and smooth with the video model."""
+        """Take edited frames' latents to the first timestep, and smooth with the video model."""
         models = self.models
         # Through pixels, as the stages do: the frames may come from anywhere.
         clean = models.image.vae.encode_latents(models.image.vae.decode_latents(edited))
-        by_image, by_video = (
-            invert(clean, self._predict(model, ""), self.sampler)
-            for model in (models.image, models.video)
-        )
         predict = self._predict(
             models.video, caption(self.clip.target), settings.smoothing_guidance_scale
         )
-        return denoise(mix(by_image, by_video, settings.ratio), predict, self.sampler)
+        return denoise(self._bridged(clean, settings), predict, self.sampler)
+
+    def _bridged(self, clean: torch.Tensor, settings: Settings) -> torch.Tensor:
+        """Invert latents with both models and mix, or noise them."""
+        if settings.inversion == "none":
+            return self.sampler.add_noise(clean, self._noise("bridge"), NUM_STEPS)
+        by_image, by_video = (
+            invert(clean, self._predict(model, ""), self.sampler)
+            for model in (self.models.image, self.models.video)
+        )
+        return mix(by_image, by_video, settings.ratio)
 
     def _start(self, settings: Settings) -> torch.Tensor:
         return self.inverted if settings.start == "inverted" else self._noise()
 
-    def _noise(self) -> torch.Tensor:
+    def _noise(self, stream: str = "edit") -> torch.Tensor:
         channels, height, width = self.latents.shape[1:]
         frames = range(self.clip.num_frames)
-        return frame_noise(SEED, "edit", frames, (channels, height, width))
+        return frame_noise(SEED, stream, frames, (channels, height, width))
 
     def _instructed(self, settings: Settings) -> Predict:
         model = load_instruct_model("embedded:sprites/instruct")

@@ -55,6 +55,7 @@ SWEEPS: Final[dict[str, tuple[Method, str, tuple[float | str, ...]]]] = {
     "tau": ("fldm", "tau", (0, 3, 6, 9, 12, 15, 18)),
     "toward": ("fldm", "toward", ("video", "constant", "image")),
     "ratio": ("bivdiff", "ratio", (0.0, 0.25, 0.5, 0.75, 1.0)),
+    "inversion": ("bivdiff", "inversion", ("mixed", "none")),
     "smoothing": ("bivdiff", "smoothing_guidance_scale", (1.0, 2.0, 3.0, 5.0, 7.5)),
     "sources": ("fldm", "num_sources", (2, 3, 4)),
 }
