@@ -31,11 +31,11 @@ STAGES: list[dict[str, Any]] = [
 ]
 
 
-def make_clip(path: Path, num_frames: int = 24, *, size: int = 32) -> Path:
-    """Write a clip in which every frame is another picture."""
+def make_clip(path: Path, num_frames: int = 24, *, size: int = 32, dtype: str = "uint8") -> Path:
+    """Write a clip in which every frame is another picture; uint16 is written as 10 bits."""
     down, right, frame = np.mgrid[:size, :size, :num_frames].transpose(0, 3, 1, 2)
     pixels = np.stack([right * 4 + down * 3 + frame * 5, frame * 9, down * 6], axis=-1) % 256
-    write_video(path, pixels.astype(np.uint8), Fraction(8))
+    write_video(path, pixels.astype(dtype), Fraction(8))
     return path
 
 

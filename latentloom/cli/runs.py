@@ -95,7 +95,7 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     from latentloom.flows.archive import batch_name
     from latentloom.flows.inspect import describe_run, list_runs
     from latentloom.flows.similarity import similarity_line
-    from latentloom.report.tables import show_line, show_rows, show_runs, stop_line
+    from latentloom.report.tables import show_line, show_rows, show_runs, show_warnings, stop_line
     from latentloom.schemas.run import StopPoint
 
     opened = open_store(store)
@@ -135,6 +135,7 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
             show_line(console, similarity_line(row["name"], summary))
     if described["error"]:
         show_line(console, f"error: {described['error']}")
+    show_warnings(console, described["warnings"])
     if described["state"] in ("stopped", "previewed"):
         until = StopPoint.model_validate(described["until"])
         show_line(console, stop_line(until, described["preview"]))
@@ -185,19 +186,22 @@ def report(run_id: str, picture: Path | None, store: str, as_json: bool) -> None
     from latentloom.flows.inspect import sample_rows
     from latentloom.flows.runs import find_run, read_plan, read_state
     from latentloom.report.picture import side_by_side
-    from latentloom.report.tables import show_run
+    from latentloom.report.tables import show_run, show_warnings
 
     opened = open_store(store)
     found = find_run(opened, run_id)
-    state = read_state(opened, found)
-    show_run(make_console(err=as_json), state)
+    state, plan = read_state(opened, found), read_plan(opened, found)
+    console = make_console(err=as_json)
+    show_run(console, state)
+    show_warnings(console, plan.warnings)
     written = None
     if state.output is not None and Path(state.output).is_file():
         written = picture or Path(f"{state.output}.png")
-        side_by_side(sample_rows(read_plan(opened, found), state.output), written)
+        side_by_side(sample_rows(plan, state.output), written)
         click.echo(f"picture: {written}", err=True)
     if as_json:
-        print_json(state.model_dump(mode="json") | {"picture": str(written) if written else None})
+        facts = {"picture": str(written) if written else None, "warnings": list(plan.warnings)}
+        print_json(state.model_dump(mode="json") | facts)
 
 
 def _show_batch(store: Store, batch: str, *, as_json: bool) -> None:
@@ -224,6 +228,8 @@ def _show_batch(store: Store, batch: str, *, as_json: bool) -> None:
     show_rows(console, header, [row])
     for failure in found["failures"]:
         show_line(console, f"{failure['state']}: {failure['uri']}: {failure['error']}")
+    for warning, count in found["warnings"].items():
+        show_line(console, f"warning ({count} videos): {warning}")
     if as_json:
         print_json(found)
 

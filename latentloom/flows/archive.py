@@ -369,4 +369,5 @@ def describe_batch(store: Store, batch: str) -> dict[str, Any]:
             {"uri": r.uri, "state": r.state, "error": r.error, "attempts": r.attempts}
             for r in failures
         ],
+        "warnings": dict(Counter(warning for record in records for warning in record.warnings)),
     }

@@ -97,6 +97,7 @@ def show_result(plan: Plan, state: RunState) -> None:
             f"| {s.name} | {s.chunks} | {s.computed} | {s.reused} | {s.seconds:.1f} |"
             for s in state.stages
         ),
+        *(f"\nwarning: {warning}" for warning in plan.warnings),
     ]
     if state.output is not None and is_published(plan, state.output):
         picture = base64.b64encode(sheet_as_jpeg(sample_rows(plan, state.output))).decode()

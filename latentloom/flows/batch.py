@@ -385,6 +385,7 @@ def _done(video: Video, outcome: Outcome) -> Mapping[str, Any]:
         "computed": outcome.computed,
         "reused": outcome.reused,
         "seconds": round(outcome.seconds, 3),
+        "warnings": outcome.warnings,
     }
 
 

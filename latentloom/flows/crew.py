@@ -56,6 +56,8 @@ class Outcome:
     computed: int
     reused: int
     seconds: float
+    warnings: tuple[str, ...]
+    """Of its plan."""
 
 
 class Crew:
@@ -153,6 +155,7 @@ def _edit(job: Job) -> Outcome:
         computed=sum(stage.computed for stage in ended.stages),
         reused=sum(stage.reused for stage in ended.stages),
         seconds=time.monotonic() - begun,
+        warnings=plan.warnings,
     )
 
 

@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Pending
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -127,9 +128,11 @@ def run_in_flow(
     until: str | None = None,
     preview: bool = False,
 ) -> dict[str, Any]:
-    """Run a registered plan in the flow run at hand; see ``edit_video``."""
+    """Run a registered plan in the flow run at hand, whose log has its warnings; see ``edit_video``."""
     opened = Store.open(store, create=False)
     plan = _plan_of(store, run)
+    for warning in plan.warnings:
+        get_run_logger().warning(warning)
     with shown(opened, plan, run) as show_progress, ticking(show_progress):
         state = execute(
             opened,

@@ -64,6 +64,8 @@ def launch_batch(
             left = f", {clock(spent * tally.left)} left" if tally.left else ""
             how = f"{last.seconds:.1f} s" if last.state == "done" else f"{last.state}: {last.error}"
             write(f"{ended}/{ended + tally.left} {last.uri} {how}{left}")
+            for warning in last.warnings:
+                write(f"warning: {last.uri}: {warning}")
 
         with told(show):
             state: Any = edit_archive(

@@ -51,7 +51,12 @@ def show_plan(console: Console, plan: Plan, need: Need, hits: Mapping[str, int])
         f"peak memory {readable(plan.peak_bytes)}, store {readable(plan.store_bytes)}"
         + (f", output {plan.output}" if plan.output else ""),
     )
-    for warning in plan.warnings:
+    show_warnings(console, plan.warnings)
+
+
+def show_warnings(console: Console, warnings: Iterable[str]) -> None:
+    """Show what a plan warns of."""
+    for warning in warnings:
         show_line(console, f"warning: {warning}")
 
 

@@ -99,6 +99,8 @@ class VideoRecord(Schema):
     """Chunks that it reused."""
     seconds: float = 0.0
     """How long the last try took."""
+    warnings: tuple[str, ...] = ()
+    """Of its plan."""
     host: str = ""
     """Where it is or was worked on."""
     pid: int = 0

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from latentloom.flows import engine
 from latentloom.flows.archive import read_records, scan, write_record
 from latentloom.media.probe import probe
+from latentloom.schemas.batch import VideoRecord
 from latentloom.storage.store import Store
 from tests.runs import make_clip, make_recipe_data
 from tests.webhook import listening
@@ -52,7 +54,8 @@ class Archive:
             shutil.copyfile(clip, folder / "in" / name)
         (folder / "in" / "a" / "damaged.mp4").write_bytes(b"no video" * 99)
         (folder / "sitecustomize.py").write_text(SITE)
-        write_yaml(folder / "recipe.yaml", make_recipe_data(Path("clip.mp4"), Path("x.mp4")))
+        recipe = make_recipe_data(Path("clip.mp4"), Path("x.mp4"), encoder={"pix_fmt": "yuv420p"})
+        write_yaml(folder / "recipe.yaml", recipe)
         batch = {
             "version": 1,
             "name": "night",
@@ -82,12 +85,16 @@ class Archive:
         stdout, stderr = process.communicate(timeout=280)
         assert process.returncode == code, stderr
         assert "Traceback" not in stderr
+        self.stderr = stderr
         facts: dict[str, Any] = json.loads(stdout.splitlines()[-1])
         return facts
 
     def records(self) -> dict[str, str]:
-        found = read_records(Store.open(str(self.folder / ".latentloom"), create=False), "night")
-        return {Path(record.uri).name: record.state for record in found.values()}
+        return {Path(record.uri).name: record.state for record in self.all_records()}
+
+    def all_records(self) -> Iterable[VideoRecord]:
+        store = Store.open(str(self.folder / ".latentloom"), create=False)
+        return read_records(store, "night").values()
 
 
 def test_crash_and_damage_take_no_other_video_along(
@@ -118,9 +125,13 @@ def scan_three_times(archive: Archive, tmp_path: Path) -> None:
     assert (second["edited"], second["done"]) == (0, 3)
     assert set(archive.records().values()) == {"done", "quarantined"}
 
-    make_clip(tmp_path / "in" / "a" / "damaged.mp4", 6)
+    make_clip(tmp_path / "in" / "a" / "damaged.mp4", 6, dtype="uint16")
     third = archive.run(code=3)
     assert (third["edited"], third["done"], third["failed"]) == (1, 4, 0)
+    (warned,) = [record for record in archive.all_records() if record.warnings]
+    assert "10 bits; the output is 8 bits" in warned.warnings[0]
+    (told,) = [line for line in archive.stderr.splitlines() if line.startswith("warning: ")]
+    assert told == f"warning: {warned.uri}: {warned.warnings[0]}"
 
 
 def test_killed_batch_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
