@@ -1,4 +1,4 @@
-"""The examples of editors run on the embedded models: few frames, few steps."""
+"""The examples run on the embedded models: few frames, few steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from tests.runs import run_here
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_FRAMES = 4
 NAMES = [
+    "fldm",
+    "bivdiff",
+    "upsample",
     "img2img",
     "controlnet",
     "from_maps",
@@ -54,13 +57,16 @@ def test_example_edits_every_frame(folder: Path, name: str) -> None:
         *(
             f"stages.{stage.name}.num_inference_steps=2"
             for stage in recipe.stages
-            if isinstance(stage, EditStage) or stage.op == "invert"
+            if isinstance(stage, EditStage) or stage.op in ("invert", "upsample")
         ),
+        *(f"stages.{stage.name}.tau=1" for stage in recipe.stages if stage.op == "fuse"),
     ]
     recipe = load_recipe(path, overrides)
     store = Store.open(str(folder / "store"))
     assert run_here(store, compile_plan(recipe, resolve(recipe, store))).state == "finished"
     edited = FrameReader(output, probe(output)).read(0, NUM_FRAMES)
     source = FrameReader(folder / "clip.mp4", probe(folder / "clip.mp4")).read(0, NUM_FRAMES)
+    scale = 2 if name == "upsample" else 1
+    source = source.repeat(scale, axis=1).repeat(scale, axis=2)
     assert edited.shape == source.shape
     assert np.abs(edited.astype(int) - source).mean() > 1
