@@ -229,7 +229,7 @@ def _show_batch(store: Store, batch: str, *, as_json: bool) -> None:
     for failure in found["failures"]:
         show_line(console, f"{failure['state']}: {failure['uri']}: {failure['error']}")
     for warning, count in found["warnings"].items():
-        show_line(console, f"warning ({count} videos): {warning}")
+        show_line(console, f"warning ({count} of its videos): {warning}")
     if as_json:
         print_json(found)
 

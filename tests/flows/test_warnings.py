@@ -59,4 +59,4 @@ def test_warnings_of_a_batch_are_counted(store: Store) -> None:
         write_record(store, "night", VideoRecord(uri=uri, **video))
     assert describe_batch(store, "night")["warnings"] == {WARNING: 2}
     shown = CliRunner().invoke(cli, ["status", "night", "--store", store.uri])
-    assert f"warning (2 videos): {WARNING}" in shown.stdout.splitlines()
+    assert f"warning (2 of its videos): {WARNING}" in shown.stdout.splitlines()
