@@ -27,6 +27,8 @@ class Oracle:
         self.image = diffusers.UNet2DConditionModel.from_pretrained(image / "unet").eval()
         motion = diffusers.MotionAdapter.from_pretrained(adapter)
         self.video = diffusers.UNetMotionModel.from_unet2d(self.image, motion).eval()
+        control = image.parent / "control"
+        self.control_net = diffusers.ControlNetModel.from_pretrained(control).eval()
         self.encoder = transformers.CLIPTextModel.from_pretrained(image / "text_encoder").eval()
         self.tokenizer = transformers.CLIPTokenizer.from_pretrained(image / "tokenizer")
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -48,8 +50,37 @@ class Oracle:
         out = self.video(window, t, words.repeat(len(z), 1, 1)).sample
         return list(out[0].unbind(1))
 
-    def guided(self, model: str, z: Frames, t: int, texts: tuple[str, str], s: float) -> Frames:
-        cond, uncond = (self.eps(model, z, t, text) for text in texts)
+    def steered(self, z: Frames, t: int, text: str, condition: Frames) -> Frames:
+        """Predict the noise by the image model, its ControlNet's residuals added."""
+        words, found = self.embed(text), []
+        for frame, picture in zip(z, condition, strict=True):
+            down, mid = self.control_net(
+                frame[None], t, words, controlnet_cond=picture[None], return_dict=False
+            )
+            found += self.image(
+                frame[None],
+                t,
+                words,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=mid,
+            ).sample
+        return found
+
+    def guided(
+        self,
+        model: str,
+        z: Frames,
+        t: int,
+        texts: tuple[str, str],
+        s: float,
+        condition: Frames | None = None,
+    ) -> Frames:
+        cond, uncond = (
+            self.eps(model, z, t, text)
+            if condition is None
+            else self.steered(z, t, text, condition)
+            for text in texts
+        )
         return [u + s * (c - u) for c, u in zip(cond, uncond, strict=True)]
 
     def level(self, t: int) -> float:
@@ -78,21 +109,33 @@ class Oracle:
         tau: int,
         options: dict[str, Any],
     ) -> Frames:
-        """Denoise with sources ``{model, texts, scale}``; ``rows`` are their weights from tau on."""
-        states = [noise for _ in sources]
+        """Denoise with sources; ``rows`` are their weights from tau on.
+
+        Args:
+            noise: Where sources start that have no ``start`` of their own.
+            sources: ``{model, texts, scale}``, an image model's with the ``condition`` of a ControlNet.
+            rows: A row of weights for each step from tau on.
+            tau: First step that is mixed.
+            options: Fields of the stage.
+        """
+        states: list[Frames] = [source.get("start", noise) for source in sources]
         video = next(i for i, source in enumerate(sources) if source["model"] == "video")
         for i, t in enumerate(self.timesteps):
             if i >= tau and options.get("space", "x") != "x":
                 states = self._one_step(states, sources, rows[i - tau], i == tau, video, t, options)
                 continue
             states = [
-                self.step(z, self.guided(s["model"], z, t, s["texts"], s["scale"]), t)
+                self.step(z, self._predict(s, z, t), t)
                 for z, s in zip(states, sources, strict=True)
             ]
             if i >= tau:
                 mixed = mix_frames(states, rows[i - tau], video, options)
                 states = [mixed for _ in sources]
         return states[0]
+
+    def _predict(self, source: dict[str, Any], z: Frames, t: int) -> Frames:
+        condition = source.get("condition")
+        return self.guided(source["model"], z, t, source["texts"], source["scale"], condition)
 
     def _one_step(
         self,
@@ -105,7 +148,7 @@ class Oracle:
         options: dict[str, Any],
     ) -> list[Frames]:
         z = mix_frames(states, row, video, options) if first else states[0]
-        found = [self.guided(s["model"], z, t, s["texts"], s["scale"]) for s in sources]
+        found = [self._predict(s, z, t) for s in sources]
         a, b = math.sqrt(self.level(t)), math.sqrt(1 - self.level(t))
         if options["space"] == "x0":
             found = [[(x - b * e) / a for x, e in zip(z, eps, strict=True)] for eps in found]

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from latentloom.ops.edges import edges
+from latentloom.ops.noise import frame_noise
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
+from latentloom.tasks.chunk import open_source
 from tests.models import tiny
 from tests.runs import compile_small, make_clip, run_here
 from tests.tasks.oracle import Frames, Oracle, mix_frame
@@ -103,6 +107,43 @@ def test_two_sources_are_fused_as_the_paper_says(desk: Desk, options: dict[str, 
     noise = list(desk.read(plan, "invert"))
     wanted = desk.oracle.fuse(noise, [IMAGE, VIDEO], rows_of(RISING), TAU, options)
     assert_close(desk.read(plan, "fuse"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights"), [("toward_image", [0.6, 0.4, 0.2]), ("constant", [0.6, 0.6, 0.6])]
+)
+def test_weights_fall_or_stay_as_the_schedule_says(
+    desk: Desk, schedule: str, weights: list[float]
+) -> None:
+    plan = desk.run(INVERT, FUSE | TWO | {"schedule": schedule})
+    noise = list(desk.read(plan, "invert"))
+    wanted = desk.oracle.fuse(noise, [IMAGE, VIDEO], rows_of(weights), TAU, {})
+    assert_close(desk.read(plan, "fuse"), wanted)
+
+
+def test_source_may_start_from_noise_of_its_own(desk: Desk) -> None:
+    sources = [{"model": "image", "start": "noise"}, {"model": "video"}]
+    plan = desk.run(INVERT, FUSE | {"sources": sources, "alpha": 0.6})
+    noise = list(desk.read(plan, "invert"))
+    channels, height, width = noise[0].shape
+    fresh = frame_noise(plan.recipe.seed, "fuse/0", range(len(noise)), (channels, height, width))
+    image = IMAGE | {"start": list(fresh)}
+    assert_close(
+        desk.read(plan, "fuse"),
+        desk.oracle.fuse(noise, [image, VIDEO], rows_of(RISING), TAU, {}),
+    )
+
+
+def test_source_is_steered_by_the_edges_of_the_sources_frames(desk: Desk) -> None:
+    sources = [{"model": "image", "controlnet": {}}, {"model": "video"}]
+    plan = desk.run(INVERT, FUSE | {"sources": sources, "alpha": 0.6})
+    noise = list(desk.read(plan, "invert"))
+    frames = open_source(plan).read(0, len(noise)).astype(np.uint8)
+    image = IMAGE | {"condition": list(torch.from_numpy(edges(frames)))}
+    assert_close(
+        desk.read(plan, "fuse"),
+        desk.oracle.fuse(noise, [image, VIDEO], rows_of(RISING), TAU, {}),
+    )
 
 
 @pytest.mark.parametrize(("num_sources", "space"), [(3, "x"), (4, "x0")])
