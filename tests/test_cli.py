@@ -141,6 +141,7 @@ def test_faults_of_a_recipe_are_printed_with_lines_and_exit_2(desk: Desk) -> Non
         (["run", "recipe.yaml", "output.uri=recipe.yaml"], 2, "not written to .yaml"),
         (["run", "recipe.yaml", "limits.memory=1MiB"], 7, "the limit is 1.0 MiB"),
         (["run", "recipe.yaml", "models.image.path=nowhere"], 2, "no model folder"),
+        (["run", "recipe.yaml", "stages.fuse.tau=1.5"], 2, "1.5 is no step"),
         (["run", "recipe.yaml", "--preview"], 2, "--until-step N"),
         (["run", "recipe.yaml", "--until-step", "2", "--preview"], 2, "has 2 steps; give 1 to 1"),
         (["status", "--store", "nowhere"], 5, "nowhere"),
