@@ -25,6 +25,7 @@ NAMES = [
     "upsample",
     "img2img",
     "controlnet",
+    "t2i_adapter",
     "from_maps",
     "inpaint",
     "outpaint",

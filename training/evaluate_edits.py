@@ -1,7 +1,8 @@
-"""Measure the instruction and the inpainting UNet on single frames of held-out clips.
+"""Measure models that edit on single frames of held-out clips.
 
 An instruction changes one attribute. A hole, a box around what is there before and after, is painted by
-the target's caption.
+the target's caption. A ControlNet or T2I-Adapter makes a frame from noise, by the source's edges and the
+target's caption; `--scale 0` is the image model without it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from family import EMBEDDED, decode, encode, load_text_encoder, load_tokenizer, 
 from numpy.typing import NDArray
 from train_inpaint import HIDDEN, box_around, shrink
 
+from latentloom.models.adapter import Adapted, with_adapters
+from latentloom.models.control import with_control
 from latentloom.models.denoisers import Prediction
+from latentloom.models.dependents import load_controlnet, load_t2i_adapter
+from latentloom.models.load import load_image_model
+from latentloom.models.predict import predictor
 from latentloom.models.schedulers import Schedule
 from latentloom.models.text import CLIPText
+from latentloom.ops.edges import edges
 from latentloom.ops.metrics import psnr
 from latentloom.ops.noise import frame_noise
 from latentloom.ops.sampling import Predict, denoise
@@ -35,6 +42,8 @@ from latentloom.sprites.truth import tell_truth
 TASKS: Final[dict[str, tuple[Task, ...]]] = {
     "instruct": ("recolour", "reshape", "background", "style"),
     "inpaint": ("insert", "remove", "reshape", "recolour"),
+    "control": ("recolour", "background"),
+    "t2i_adapter": ("recolour", "background"),
 }
 # Pixels of background around what is painted anew.
 ROOM: Final = 3
@@ -49,19 +58,29 @@ def main() -> None:
     options = _options()
     vae, text = load_vae(), CLIPText(load_tokenizer(), load_text_encoder())
     schedule = Schedule.from_folder(EMBEDDED / "image/scheduler")
-    epsilon = load_epsilon(options.model, schedule)
     for task in TASKS[options.model]:
         pairs = [draw_edit(task, HELD_OUT + options.first + k) for k in range(options.clips)]
         sources = draw_frames([source for source, _ in pairs])
         if options.model == "instruct":
             asked = text.encode([instructions(*pair)[0] for pair in pairs])
-            predict = instructed(epsilon, asked, text.encode([""]), encode(vae, sources), options)
+            predict = instructed(
+                load_epsilon("instruct", schedule),
+                asked,
+                text.encode([""]),
+                encode(vae, sources),
+                options,
+            )
+        elif options.model != "inpaint":
+            asked = text.encode([caption(target, motion=False) for _, target in pairs])
+            predict = steered(asked, text.encode([""]), sources, options)
         else:
             asked = text.encode([caption(target, motion=False) for _, target in pairs])
             boxes = draw_boxes(pairs)
             seen = encode(vae, np.where(boxes[..., None], HIDDEN, sources))
             condition = torch.cat([shrink(boxes), seen], 1)
-            predict = inpainted(epsilon, asked, text.encode([""]), condition, options)
+            predict = inpainted(
+                load_epsilon("inpaint", schedule), asked, text.encode([""]), condition, options
+            )
         noise = frame_noise(7, task, range(options.clips), (4, 16, 16))
         made = decode(vae, denoise(noise, predict, schedule.sampler(options.steps)))
         print(task, facts(made, sources, pairs), flush=True)
@@ -122,6 +141,21 @@ def inpainted(
     return predict
 
 
+def steered(
+    asked: torch.Tensor, nothing: torch.Tensor, sources: Frames, options: argparse.Namespace
+) -> Predict:
+    """Return the image model's prediction, steered by the edges of the sources."""
+    image, outlines = load_image_model(EMBEDDED / "image"), torch.from_numpy(edges(sources))
+    if options.model == "control":
+        control_net = load_controlnet(EMBEDDED / "control", base=image)
+        denoiser, control = with_control(image.denoiser, control_net, scale=options.scale), outlines
+    else:
+        adapter = load_t2i_adapter(EMBEDDED / "t2i_adapter", base=image)
+        denoiser = with_adapters(image.denoiser, [Adapted(adapter, options.scale)])
+        control = adapter.features(outlines)
+    return predictor(denoiser, asked, negative=nothing, guidance=options.guidance, control=control)
+
+
 def draw_frames(scenes: list[Scene]) -> Frames:
     """Render one frame of each scene, `(F, 64, 64, 3)`."""
     return np.concatenate([render(s, 1, start=_start(k)) for k, s in enumerate(scenes)])
@@ -169,6 +203,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0, help="toward the text")
     parser.add_argument("--image-guidance", type=float, default=1.5, help="toward the picture")
+    parser.add_argument("--scale", type=float, default=1.0, help="of what the edges add")
     parser.add_argument("--pictures", type=Path, help="write a picture a task there")
     return parser.parse_args()
 
