@@ -16,8 +16,9 @@ def going_on_from(predict: Predict, reference: torch.Tensor, schedule: Schedule)
     """Return a prediction that leads the first frames of a window to what they are already.
 
     At each step the noise that separates the first R frames from the reference takes the place of what the
-    model predicts there, and the rest of the window is moved by the mean of that correction. The R frames
-    must begin with the noise that they began with in the window before.
+    model predicts there, and the rest of the window is moved by the mean of that correction: wholly behind
+    the R frames, less and less toward the end of the window, which the paper does not. The R frames must
+    begin with the noise that they began with in the window before.
 
     Args:
         predict: The model.
@@ -33,6 +34,11 @@ def going_on_from(predict: Predict, reference: torch.Tensor, schedule: Schedule)
         eps = predict(z, timestep)
         wanted = (z[:shared] - math.sqrt(alpha_bar) * reference) / math.sqrt(1 - alpha_bar)
         moved = (wanted - eps[:shared]).mean(0)
-        return torch.cat([wanted, eps[shared:] + moved])
+        return torch.cat([wanted, eps[shared:] + _fading(len(z) - shared).to(z) * moved])
 
     return corrected
+
+
+def _fading(num_frames: int) -> torch.Tensor:
+    """Return weights `(F, 1, 1, 1)` that fall from 1 in equal steps, toward 0 behind the last."""
+    return torch.linspace(1, 0, num_frames + 1)[:-1].view(-1, 1, 1, 1)
