@@ -16,42 +16,27 @@ from latentloom.models.load import load_image_model
 from latentloom.ops.blend import blend
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
-from tests.models import tiny
-from tests.runs import compile_small, make_clip, run_here
-
-NUM_STEPS = 2
-INTERPOLATE = {"op": "interpolate", "num_inference_steps": NUM_STEPS}
-UPSAMPLE = {"op": "upsample", "model": "upsample_video", "num_inference_steps": NUM_STEPS}
+from tests.in_time import (
+    INTERPOLATE,
+    NUM_STEPS,
+    UPSAMPLE,
+    compile_in_time,
+    read,
+    save_models,
+)
+from tests.runs import run_here
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("in_time")
-    tiny.save_image_pipeline(root / "image")
-    tiny.save_interpolator(root / "interpolate")
-    tiny.save_upsampler(root / "upsample")
-    tiny.save_motion_adapter(root / "upsample_video", seed=3)
-    make_clip(root / "clip.mp4", 7, size=16)
-    return root
+    return save_models(tmp_path_factory.mktemp("in_time"))
 
 
 def run(folder: Path, store: Store, *stages: dict[str, Any], **changes: Any) -> Plan:
     """Encode the clip and run stages; with an output if one is named."""
-    names = ("image", "interpolate", "upsample", "upsample_video")
-    models: dict[str, dict[str, str]] = {name: {"path": f"{folder}/{name}"} for name in names}
-    models["upsample_video"]["base"] = "upsample"
-    output = changes.pop("output", None)
-    settings = {"models": models, "windows": {}} | changes
-    plan = compile_small(
-        store, folder / "clip.mp4", output, stages=[{"op": "encode"}, *stages], **settings
-    )
+    plan = compile_in_time(store, folder, *stages, **changes)
     run_here(store, plan)
     return plan
-
-
-def read(store: Store, plan: Plan, stage: str) -> np.ndarray[Any, Any]:
-    chunks = plan.by_name[stage].chunks
-    return np.concatenate([store.read(chunk.key) for chunk in chunks])
 
 
 def test_new_frames_come_between_the_old_ones_and_the_last_one_is_held(
