@@ -18,6 +18,7 @@ from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 from tests.in_time import (
     INTERPOLATE,
+    NUM_FRAMES,
     NUM_STEPS,
     UPSAMPLE,
     compile_in_time,
@@ -64,6 +65,26 @@ def test_any_chunking_gives_the_same_frames(folder: Path, tmp_path: Path) -> Non
         results.append(read(store, plan, "interpolate"))
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+def test_interpolating_twice_makes_sixteen_frames_of_one_in_any_chunking(
+    folder: Path, tmp_path: Path
+) -> None:
+    results = []
+    for frames in (16, 64):
+        store = Store.open(str(tmp_path / f"store{frames}"))
+        again = INTERPOLATE | {"name": "again"}
+        plan = run(folder, store, INTERPOLATE, again, chunks={"frames": frames})
+        stage = plan.by_name["again"]
+        for chunk, planned in zip(stage.chunks, stage.chunk_bytes, strict=True):
+            record = store.find(chunk.key)
+            assert record is not None
+            assert record.shape[0] == record.stop - record.start == 16 * chunk.num_frames
+            assert store.read(chunk.key).nbytes < planned
+        results.append(read(store, plan, "again"))
+        assert np.array_equal(results[-1][::4], read(store, plan, "interpolate"))
+    assert len(results[0]) == 16 * NUM_FRAMES
+    assert np.array_equal(results[0], results[1])
 
 
 def test_no_frame_is_made_of_two_scenes(folder: Path, tmp_path: Path) -> None:
