@@ -19,7 +19,7 @@ from latentloom.flows.preview import write_preview
 from latentloom.flows.resolve import check_facts
 from latentloom.flows.runs import lease_name, update_state
 from latentloom.flows.steps import Step, plan_steps
-from latentloom.flows.sweep import sweep, sweep_behind
+from latentloom.flows.sweep import sweep, sweep_before, sweep_behind
 from latentloom.flows.until import announce_stop, find_need_until, find_standing
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan
@@ -180,6 +180,9 @@ class _Execution:
     def _compute(self, need: Need, until: StopPoint | None = None) -> None:
         if any(need.values()):
             check_facts(self.plan, self.store)
+        for name, wanted in need.steps.items():
+            if wanted:
+                sweep_before(self.store, self.plan.by_name[name], wanted[0].step)
         with TreeWatch() as watch:
             steps = plan_steps(self.plan, need, workers=self.workers, until=until)
             for step in hand_over(self.plan, steps, workers=self.workers, spare=self.spare):

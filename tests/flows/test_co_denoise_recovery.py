@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from latentloom.errors import ResourceError
+from latentloom.flows import execute as execution
+from latentloom.flows import sweep
 from latentloom.flows.execute import execute
 from latentloom.flows.inspect import describe_run, kept_keys
 from latentloom.flows.runs import register
+from latentloom.schemas.plan import PlannedStage
 from latentloom.schemas.run import RunState
 from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import prune, verify
@@ -75,6 +78,34 @@ def test_stopped_run_goes_on_within_its_step(
     assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
     assert store.present(list(plan.keys())) == set(plan.keys())
     assert not store.present([k for s in (1, 2, 3) for k in plan.by_name["smooth"].keys_at(s)])
+
+
+@pytest.mark.parametrize("kills", [[3], [3, 4]])
+def test_kills_between_a_step_and_its_sweep_leave_no_fourth_step(
+    store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch, kills: list[int]
+) -> None:
+    plan = make_plan(store, clip, SMOOTH)
+    smooth, stage, behind = plan.by_name["smooth"], group.STAGES["smooth"], sweep.sweep_behind
+    dying, most = list(kills), 0
+
+    def die(store: Store, stage: PlannedStage, step: int) -> None:
+        if stage.name == "smooth" and dying and step == dying[0]:
+            raise ResourceError(f"as if killed behind step {dying.pop(0)}")
+        behind(store, stage, step)
+
+    def count(chunk: OpenChunk) -> Any:
+        nonlocal most
+        most = max(most, sum(bool(store.present(smooth.keys_at(k))) for k in smooth.steps))
+        return stage(chunk)
+
+    monkeypatch.setattr(execution, "sweep_behind", die)
+    monkeypatch.setitem(group.STAGES, "smooth", count)
+    for _ in kills:
+        with pytest.raises(ResourceError):
+            run_here(store, plan)
+    run_here(store, plan)
+    assert most == 3
+    assert not any(store.present(smooth.keys_at(step)) for step in smooth.steps[:-1])
 
 
 def run_state(store: Store) -> RunState:
