@@ -185,7 +185,7 @@ def _blended_bytes(stage: PlannedStage) -> int:
 
 
 def frames_read(stage: PlannedStage, position: int, upstream: PlannedStage) -> int:
-    """Return the most source frames of an input that a chunk has in memory: the whole chunks that it reads."""
+    """Return the most source frames of an input that a chunk has in memory: all of the chunks it reads."""
     if upstream.unit == "source":
         return stage.longest // stage.rate
     return max(

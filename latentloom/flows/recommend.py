@@ -1,7 +1,8 @@
 """Recommend sizes for the memory at hand, by the estimate that the plan states. Nothing is applied.
 
 The window comes first, since it is what a video model sees; then the frames of a model call; then a chunk
-that such calls fill. Other sizes are other keys, and other last bits.
+that such calls fill, shorter than the recipe's only where no other fits. Other sizes are other keys, and
+other last bits.
 """
 
 from __future__ import annotations
@@ -144,6 +145,9 @@ class _Search:
                 fitting = [s for s in (self._sizes(window, b) for b in batches) if self._fits(s)]
                 if fitting:
                     return fitting[-1]
+                shorter = (Sizes(window, least, chunk) for chunk in self._shorter_chunks(least))
+                if (sizes := next(filter(self._fits, shorter), None)) is not None:
+                    return sizes
         return None
 
     def peak(self, sizes: Sizes) -> int:
@@ -201,6 +205,13 @@ class _Search:
         """Choose the chunk that calls fill: the plan's if they do, else the next multiple."""
         chunk = -(-self.now.chunk // micro_batch) * micro_batch
         return Sizes(window, micro_batch, chunk)
+
+    def _shorter_chunks(self, micro_batch: int) -> Iterator[int]:
+        """Yield chunks that calls fill, each half as long as the one before, down to one call."""
+        chunk = self.now.chunk
+        while chunk > micro_batch:
+            chunk = max(1, chunk // 2 // micro_batch) * micro_batch
+            yield chunk
 
     def _most_frames(self, stages: list[PlannedStage]) -> int:
         """Return the longest window that the stages' models take, within the video."""

@@ -99,6 +99,26 @@ def test_stage_with_windows_of_its_own_leaves_nothing_to_recommend() -> None:
     assert recommended(1 << 39, stages=stages).sizes.window is None
 
 
+def test_chunks_shorter_than_the_recipe_s_are_recommended_where_no_others_fit() -> None:
+    """Frames of 1920 x 1088, upsampled to twice that, tile by tile and one in a model call."""
+    tiling = {"size": 256, "overlap": 32}
+    changes: dict[str, Any] = {
+        "source": {"uri": "/clips/clip.mp4", "size": {"width": 1920, "height": 1088}},
+        "stages": [{"op": op, "tiling": tiling} for op in ("encode", "upsample", "decode")],
+        "numerics": {"micro_batch": 1},
+    }
+    whole, room = planned(None, **changes), 3 * GIB
+    assert whole.peak_bytes > room
+    found = recommended(room, **changes)
+    assert found.overrides == [f"chunks.frames={found.sizes.chunk}"]
+    assert 1 <= found.sizes.chunk < whole.recipe.chunks.frames
+    shorter = changes | {"chunks": {"frames": found.sizes.chunk}}
+    assert planned(None, **shorter).peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
+    assert found.peak_bytes <= room
+    with pytest.raises(ResourceError, match=f"these fit: chunks.frames={found.sizes.chunk};"):
+        planned(None, **changes, limits={"memory": "3GiB"})
+
+
 def test_limit_of_the_recipe_and_gpu_both_bind() -> None:
     loose = recommended(1 << 39).sizes
     limited = recommended(1 << 39, limits={"memory": "12GiB"})
