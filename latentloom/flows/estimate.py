@@ -80,6 +80,18 @@ def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
     )
 
 
+def speed_key(stage: PlannedStage, recipe: Recipe) -> str:
+    """Name what a measurement of speed holds for: what memory depends on, and the work that is done to it."""
+    fields = stage.variants[0].fields
+    return digest(
+        {
+            "memory": calibration_key(stage, recipe),
+            "params": fields["params"],
+            "windows": fields.get("windows"),
+        }
+    )
+
+
 def segment_bytes(frame_shape: Sequence[int], num_frames: int, recipe: Recipe) -> int:
     """Guess the encoded bytes of a segment from its pixels and the codec's usual bits per pixel.
 

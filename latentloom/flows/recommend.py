@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from latentloom.flows import estimate
+from latentloom.flows.rates import default_overlap
 from latentloom.schemas.base import readable
 from latentloom.schemas.facts import MachineFacts
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
@@ -165,7 +166,7 @@ class _Search:
         totals = []
         for wanted in (self.now, sizes):
             resized = [self._resized(stage, wanted) for stage in self.plan.stages if stage.models]
-            keys = [estimate.calibration_key(s, self._recipe(wanted)) for s in resized]
+            keys = [estimate.speed_key(s, self._recipe(wanted)) for s in resized]
             if not keys or not seconds.keys() >= set(keys):
                 return None
             totals.append(sum(seconds[key] for key in keys))
@@ -261,6 +262,11 @@ class _Search:
         fields = dict(variant.fields)
         if "numerics" in fields:
             fields["numerics"] = fields["numerics"] | {"micro_batch": sizes.micro_batch}
+        if sizes.window is not None and _takes_windows_of(self.plan.recipe, stage):
+            overlap = self.plan.recipe.windows.overlap
+            if overlap is None:
+                overlap = default_overlap(sizes.window, stage.rate)
+            fields["windows"] = fields["windows"] | {"size": sizes.window, "overlap": overlap}
         # As many windows as blend at a time; others cost no memory.
         together = self._together[stage.name]
         reads = tuple((0,) * num_read for num_read in self._num_read(stage, sizes))
