@@ -114,7 +114,13 @@ class _Execution:
     def run(self) -> RunState:
         """Compute and publish, or stop where it is told to; the state and an event say how it ended."""
         self.state = update_state(
-            self.store, self.state, state="running", error=None, until=self.until, preview=None
+            self.store,
+            self.state,
+            state="running",
+            error=None,
+            until=self.until,
+            preview=None,
+            preview_left_out=0,
         )
         self.at_start = self._present()
         self._note("run_started")
@@ -163,8 +169,9 @@ class _Execution:
         sweep(self.store, self.plan, standing=until.stage)
         if not self.preview:
             return "stopped"
-        path = write_preview(self.store, self.plan, until)
-        self.state = self.state.model_copy(update={"preview": str(path)})
+        path, left_out = write_preview(self.store, self.plan, until)
+        drawn = {"preview": str(path), "preview_left_out": left_out}
+        self.state = self.state.model_copy(update=drawn)
         return "previewed"
 
     def _one_round(self, output: str | None, *, published: bool) -> None:
