@@ -22,6 +22,7 @@ from latentloom.storage.store import Store
 from latentloom.tasks import group
 from latentloom.tasks.chunk import OpenChunk
 from tests.meeting import (
+    FUSE,
     SMOOTH,
     done,
     foretold,
@@ -42,15 +43,37 @@ def store(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "store"))
 
 
-def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, index: int) -> None:
-    stage = group.STAGES["smooth"]
+def stop_in(
+    monkeypatch: pytest.MonkeyPatch, step: int, index: int, *, name: str = "smooth"
+) -> None:
+    stage = group.STAGES[name]
 
     def die(chunk: OpenChunk) -> Any:
         if chunk.step == step and chunk.chunk == chunk.stage.chunk_at(index, step):
             raise ResourceError("as if the machine were full")
         return stage(chunk)
 
-    monkeypatch.setitem(group.STAGES, "smooth", die)
+    monkeypatch.setitem(group.STAGES, name, die)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("invert", 2), pytest.param("fuse", 2, marks=pytest.mark.slow), ("fuse", 4)],
+)
+def test_stopped_inversion_and_fusion_go_on_and_take_no_step_twice(
+    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: int
+) -> None:
+    plan, other = make_plan(store, clip, FUSE), Store.open(str(tmp_path / "other"))
+    run_here(other, plan)
+    with monkeypatch.context() as patch:
+        stop_in(patch, step=step, index=2, name=name)
+        with pytest.raises(ResourceError):
+            run_here(store, plan)
+    taken = done(store, run_here(store, plan))
+    for stage in ("invert", "fuse"):
+        windows = range(len(plan.by_name[stage].chunks))
+        assert taken[stage] == [(k, index) for k in plan.by_name[stage].steps for index in windows]
+        assert read_all(store, plan, stage) == read_all(other, plan, stage)
 
 
 def test_stopped_run_goes_on_within_its_step(

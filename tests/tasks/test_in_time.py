@@ -139,6 +139,29 @@ def test_interpolated_latents_are_upsampled_in_windows(folder: Path, tmp_path: P
     assert read(store, plan, "decode").shape == (28, 32, 32, 3)
 
 
+@pytest.mark.parametrize(("cuts", "mode"), [((), "independent"), ((1, 2), "handoff")])
+def test_one_frame_is_held_and_enlarged_whether_alone_or_between_cuts(
+    folder: Path, tmp_path: Path, cuts: tuple[int, ...], mode: str
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    plan = run(
+        folder,
+        store,
+        INTERPOLATE,
+        UPSAMPLE | {"windows": {"mode": mode}},
+        {"op": "decode"},
+        source={"uri": str(folder / "clip.mp4"), "end": (len(cuts) + 1) / 8},
+        windows={"scenes": [frame / 8 for frame in cuts]},
+        output=tmp_path / "out.mp4",
+    )
+    keys, between = read(store, plan, "encode"), read(store, plan, "interpolate")
+    assert np.array_equal(between, keys.repeat(4, axis=0))
+    upsampled = [store.read(chunk.key) for chunk in plan.by_name["upsample"].chunks]
+    assert [window.shape for window in upsampled] == [(4, 4, 16, 16)] * (len(cuts) + 1)
+    with av.open(tmp_path / "out.mp4") as container:
+        assert len(list(container.decode(video=0))) == 4 * (len(cuts) + 1)
+
+
 def test_temporal_upsampler_hands_its_last_frames_over(folder: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
     apart = {}
