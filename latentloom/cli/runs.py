@@ -138,7 +138,8 @@ def status(run_id: str | None, store: str, as_json: bool) -> None:
     show_warnings(console, described["warnings"])
     if described["state"] in ("stopped", "previewed"):
         until = StopPoint.model_validate(described["until"])
-        show_line(console, stop_line(until, described["preview"]))
+        left_out = described["preview_left_out"]
+        show_line(console, stop_line(until, described["preview"], left_out))
     if as_json:
         print_json(described)
 
@@ -288,7 +289,11 @@ def _run_facts(state: RunState) -> dict[str, Any]:
         "stages": stages,
     }
     if state.until is not None:
-        facts |= {"until": state.until.model_dump(mode="json"), "preview": state.preview}
+        facts |= {
+            "until": state.until.model_dump(mode="json"),
+            "preview": state.preview,
+            "preview_left_out": state.preview_left_out,
+        }
     if state.state in ("stopped", "previewed"):
         facts["next"] = _next(state)
     return facts | ({"error": state.error} if state.error else {})

@@ -31,7 +31,8 @@ class CompiledRecipe:
         """Register a run and return its Prefect flow, to call.
 
         Args:
-            workers: Task groups that run at once.
+            workers: Task groups that run at once, in threads of this process: they read and commit side
+                by side, and take turns with the models.
             overwrite: Whether a video that is not ours may be replaced.
         """
         from latentloom.flows.edit import flow_of

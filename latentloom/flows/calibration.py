@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from latentloom.flows.estimate import calibration_key
+from latentloom.flows.estimate import calibration_key, speed_key
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 
@@ -109,7 +109,7 @@ def remember(store: Store, plan: Plan, peaks: Mapping[str, int]) -> None:
 
 
 def read_seconds(store: Store) -> dict[str, float]:
-    """Return the seconds a frame that earlier runs measured, by calibration key."""
+    """Return the seconds a source frame that earlier runs measured, by speed key."""
     cached = store.cached(*SECONDS_CACHE)
     if not isinstance(cached, dict):
         return {}
@@ -119,7 +119,9 @@ def read_seconds(store: Store) -> dict[str, float]:
 def remember_seconds(
     store: Store, plan: Plan, seconds: Mapping[str, float], computed: Mapping[str, int]
 ) -> None:
-    """Keep the seconds a frame of those stages of which a run computed enough, the latest run's.
+    """Keep the seconds a source frame of those stages of which a run computed enough, the latest run's.
+
+    Frames of overlaps count once, so that window rules can be compared.
 
     Args:
         store: Where.
@@ -131,7 +133,7 @@ def remember_seconds(
     for name, count in computed.items():
         stage = plan.by_name[name]
         if count >= LEAST_CHUNKS and stage.models and name in seconds:
-            frames = sum(chunk.num_frames for chunk in stage.chunks) / len(stage.chunks) * count
-            found[calibration_key(stage, plan.recipe)] = round(seconds[name] / frames, 6)
+            frames = plan.num_frames / len(stage.chunks) * count
+            found[speed_key(stage, plan.recipe)] = round(seconds[name] / frames, 6)
     if found:
         store.put_cached(*SECONDS_CACHE, dict(read_seconds(store) | found))

@@ -14,6 +14,7 @@ from latentloom.schemas.base import digest
 from latentloom.schemas.facts import Facts
 from latentloom.schemas.plan import PlannedStage
 from latentloom.schemas.recipe import Recipe
+from latentloom.schemas.stages import InterpolateStage
 
 MIB = 1 << 20
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1, "uint16": 2}
@@ -75,6 +76,18 @@ def calibration_key(stage: PlannedStage, recipe: Recipe) -> str:
             "tiling": _tiling(stage),
             "frames": longest,
             **({"blended": stage.steps != ()} if stage.steps else {}),
+        }
+    )
+
+
+def speed_key(stage: PlannedStage, recipe: Recipe) -> str:
+    """Name what a measurement of speed holds for: what memory depends on, and the work that is done to it."""
+    fields = stage.variants[0].fields
+    return digest(
+        {
+            "memory": calibration_key(stage, recipe),
+            "params": fields["params"],
+            "windows": fields.get("windows"),
         }
     )
 
@@ -164,6 +177,10 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
         return held + 3 * frames * height * width * 4 * 2 + seen
     if stage.unit == "windows":
         batch = frames
+    elif stage.op == "interpolate":
+        batch = (
+            InterpolateStage.factor + 1
+        )  # from one known frame to the next, whatever the micro-batch
     _, height, width = stage.frame_shape
     area = _tile_area(stage, height, width, models[0].downscale)
     # Models of a stage run one after another.
@@ -179,22 +196,35 @@ def _blended_bytes(stage: PlannedStage) -> int:
     return (windows + 3) * max(stage.step_bytes) // len(stage.chunks)
 
 
+def frames_read(stage: PlannedStage, position: int, upstream: PlannedStage) -> int:
+    """Return the most source frames of an input that a chunk has in memory: all of the chunks it reads."""
+    if upstream.unit == "source":
+        return stage.longest // stage.rate
+    return max(
+        (
+            sum(upstream.chunks[index].num_frames for index in chunk.reads[position])
+            for chunk in stage.chunks
+        ),
+        default=0,
+    )
+
+
 def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int:
     """Return what is held beside the chunk at hand: its inputs, those of the next, and the one before.
 
-    The one before is held twice, as an array and as the bytes that are written. A segment's frames are not
-    read ahead.
+    The one before is held twice, as an array and as the bytes that are written; where windows hand over, also
+    as an input. A segment's frames are not read ahead.
     """
-    behind = 2 * max(stage.chunk_bytes, default=0)
+    one = max(stage.chunk_bytes, default=0)
     if stage.unit == "segments":
-        return behind
-    frames = max((chunk.num_frames for chunk in stage.chunks), default=0)
-    read = sum(
-        frames * upstream.rate * prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
-        for upstream in before
-        if upstream.name in stage.inputs
-    )
-    return 2 * read + behind + _blended_bytes(stage)
+        return 2 * one
+    planned = {upstream.name: upstream for upstream in before}
+    read = one if stage.in_order else 0
+    for position, name in enumerate(stage.inputs):
+        upstream = planned[name]
+        frame_bytes = prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
+        read += frames_read(stage, position, upstream) * upstream.rate * frame_bytes
+    return 2 * (read + one) + _blended_bytes(stage)
 
 
 def _tiling(stage: PlannedStage) -> dict[str, Any] | None:

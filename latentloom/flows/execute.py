@@ -19,7 +19,7 @@ from latentloom.flows.preview import write_preview
 from latentloom.flows.resolve import check_facts
 from latentloom.flows.runs import lease_name, update_state
 from latentloom.flows.steps import Step, plan_steps
-from latentloom.flows.sweep import sweep, sweep_behind
+from latentloom.flows.sweep import sweep, sweep_before, sweep_behind
 from latentloom.flows.until import announce_stop, find_need_until, find_standing
 from latentloom.schemas.event import Event, EventKind
 from latentloom.schemas.plan import Plan
@@ -114,7 +114,13 @@ class _Execution:
     def run(self) -> RunState:
         """Compute and publish, or stop where it is told to; the state and an event say how it ended."""
         self.state = update_state(
-            self.store, self.state, state="running", error=None, until=self.until, preview=None
+            self.store,
+            self.state,
+            state="running",
+            error=None,
+            until=self.until,
+            preview=None,
+            preview_left_out=0,
         )
         self.at_start = self._present()
         self._note("run_started")
@@ -163,8 +169,9 @@ class _Execution:
         sweep(self.store, self.plan, standing=until.stage)
         if not self.preview:
             return "stopped"
-        path = write_preview(self.store, self.plan, until)
-        self.state = self.state.model_copy(update={"preview": str(path)})
+        path, left_out = write_preview(self.store, self.plan, until)
+        drawn = {"preview": str(path), "preview_left_out": left_out}
+        self.state = self.state.model_copy(update=drawn)
         return "previewed"
 
     def _one_round(self, output: str | None, *, published: bool) -> None:
@@ -180,6 +187,9 @@ class _Execution:
     def _compute(self, need: Need, until: StopPoint | None = None) -> None:
         if any(need.values()):
             check_facts(self.plan, self.store)
+        for name, wanted in need.steps.items():
+            if wanted:
+                sweep_before(self.store, self.plan.by_name[name], wanted[0].step)
         with TreeWatch() as watch:
             steps = plan_steps(self.plan, need, workers=self.workers, until=until)
             for step in hand_over(self.plan, steps, workers=self.workers, spare=self.spare):

@@ -72,6 +72,7 @@ def describe_run(store: Store, run_id: str) -> dict[str, Any]:
         "error": state.error,
         "until": None if state.until is None else state.until.model_dump(mode="json"),
         "preview": state.preview,
+        "preview_left_out": state.preview_left_out,
         "warnings": list(plan.warnings),
         "stages": stages,
     }

@@ -15,8 +15,8 @@ from latentloom.schemas.run import StopPoint
 from latentloom.storage.store import Store
 from latentloom.tasks.preview import Sample, sample_estimates
 
-MOST_SHOTS = 400
-"""More are not told apart in one picture."""
+MOST_SHOTS = 1000
+"""A picture of more is larger than what draws it should hold; then these are spread over the video."""
 MOST_FRAMES = 24
 """Frames in a picture, unless it has more shots."""
 FRAMES_OF_A_SHOT = 6
@@ -39,8 +39,11 @@ def preview_path(plan: Plan) -> Path:
     return path
 
 
-def write_preview(store: Store, plan: Plan, until: StopPoint) -> Path:
+def write_preview(store: Store, plan: Plan, until: StopPoint) -> tuple[Path, int]:
     """Decode a few frames of every shot of a stopped stage, and write them as one picture.
+
+    Returns:
+        Where it is, and how many shots are not in it: none, unless there are more than it holds.
 
     Raises:
         UsageError: If it cannot be written.
@@ -54,7 +57,7 @@ def write_preview(store: Store, plan: Plan, until: StopPoint) -> Path:
         title += f"; {len(shown)} of {len(shots)} shots"
     sheet = draw_shots(title, _pictures(store, plan, until, shots, shown), num_shots=len(shown))
     save_shots(sheet, path)
-    return path
+    return path, len(shots) - len(shown)
 
 
 def _pictures(

@@ -1,7 +1,8 @@
 """Recommend sizes for the memory at hand, by the estimate that the plan states. Nothing is applied.
 
 The window comes first, since it is what a video model sees; then the frames of a model call; then a chunk
-that such calls fill. Other sizes are other keys, and other last bits.
+that such calls fill, shorter than the recipe's only where no other fits. Other sizes are other keys, and
+other last bits.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from latentloom.flows import estimate
+from latentloom.flows.rates import default_overlap
 from latentloom.schemas.base import readable
 from latentloom.schemas.facts import MachineFacts
 from latentloom.schemas.plan import Plan, PlannedChunk, PlannedStage
@@ -133,6 +136,7 @@ class _Search:
         self.window_step = math.lcm(WINDOW_STEP, *(stage.rate for stage in sized))
         self.longest_window = None if window is None else self._most_frames(sized)
         self.now = Sizes(window, recipe.numerics.micro_batch, recipe.chunks.frames)
+        self._cut: dict[tuple[str, Sizes], PlannedStage] = {}
 
     def largest(self) -> Sizes | None:
         """Return the largest sizes that fit; the micro-batch shrinks only where no window fits else."""
@@ -142,6 +146,9 @@ class _Search:
                 fitting = [s for s in (self._sizes(window, b) for b in batches) if self._fits(s)]
                 if fitting:
                     return fitting[-1]
+                shorter = (Sizes(window, least, chunk) for chunk in self._shorter_chunks(least))
+                if (sizes := next(filter(self._fits, shorter), None)) is not None:
+                    return sizes
         return None
 
     def peak(self, sizes: Sizes) -> int:
@@ -149,7 +156,7 @@ class _Search:
         return max(
             measured
             if (measured := self._measured(stage, sizes)) is not None
-            else stage.peak_bytes + self._formula(stage, sizes) - self._formula(stage, self.now)
+            else stage.peak_bytes + self._formula(stage, sizes) - self._formula_now[stage.name]
             for stage in self.plan.stages
         )
 
@@ -159,7 +166,7 @@ class _Search:
         totals = []
         for wanted in (self.now, sizes):
             resized = [self._resized(stage, wanted) for stage in self.plan.stages if stage.models]
-            keys = [estimate.calibration_key(s, self._recipe(wanted)) for s in resized]
+            keys = [estimate.speed_key(s, self._recipe(wanted)) for s in resized]
             if not keys or not seconds.keys() >= set(keys):
                 return None
             totals.append(sum(seconds[key] for key in keys))
@@ -200,6 +207,13 @@ class _Search:
         chunk = -(-self.now.chunk // micro_batch) * micro_batch
         return Sizes(window, micro_batch, chunk)
 
+    def _shorter_chunks(self, micro_batch: int) -> Iterator[int]:
+        """Yield chunks that calls fill, each half as long as the one before, down to one call."""
+        chunk = self.now.chunk
+        while chunk > micro_batch:
+            chunk = max(1, chunk // 2 // micro_batch) * micro_batch
+            yield chunk
+
     def _most_frames(self, stages: list[PlannedStage]) -> int:
         """Return the longest window that the stages' models take, within the video."""
         models = [self.plan.facts.models[name] for s in stages for name in s.models.values()]
@@ -215,8 +229,15 @@ class _Search:
 
     def _formula(self, stage: PlannedStage, sizes: Sizes) -> int:
         facts = self.plan.facts.model_copy(update={"measured_bytes": {}})
-        before = self.plan.stages[: self.plan.stages.index(stage)]
+        before = [
+            self._resized(other, sizes)
+            for other in self.plan.stages[: self.plan.stages.index(stage)]
+        ]
         return estimate.peak_bytes(self._resized(stage, sizes), self._recipe(sizes), facts, before)
+
+    @cached_property
+    def _formula_now(self) -> dict[str, int]:
+        return {stage.name: self._formula(stage, self.now) for stage in self.plan.stages}
 
     def _recipe(self, sizes: Sizes) -> Recipe:
         recipe = self.plan.recipe
@@ -231,27 +252,75 @@ class _Search:
         """Return a stage with a few chunks of the size that its longest would have."""
         if sizes == self.now or not stage.chunks:
             return stage
-        longest = frames = _longest(stage)
-        if stage.unit == "frames":
-            frames = min(max(1, sizes.chunk // stage.rate), self.plan.num_frames)
-        elif sizes.window is not None and _takes_windows_of(self.plan.recipe, stage):
-            frames = min(sizes.window // stage.rate, self.plan.num_frames)
+        if (stage.name, sizes) not in self._cut:
+            self._cut[stage.name, sizes] = self._cut_to(stage, sizes)
+        return self._cut[stage.name, sizes]
+
+    def _cut_to(self, stage: PlannedStage, sizes: Sizes) -> PlannedStage:
+        longest, frames = _longest(stage), self._frames(stage, sizes)
         variant = stage.variants[0]
         fields = dict(variant.fields)
         if "numerics" in fields:
             fields["numerics"] = fields["numerics"] | {"micro_batch": sizes.micro_batch}
+        if sizes.window is not None and _takes_windows_of(self.plan.recipe, stage):
+            overlap = self.plan.recipe.windows.overlap
+            if overlap is None:
+                overlap = default_overlap(sizes.window, stage.rate)
+            fields["windows"] = fields["windows"] | {"size": sizes.window, "overlap": overlap}
         # As many windows as blend at a time; others cost no memory.
-        together = max(len(stage.neighbours(i)) for i in range(len(stage.chunks)))
-        chunks = tuple(PlannedChunk(key="", start=k, stop=k + frames) for k in range(together))
+        together = self._together[stage.name]
+        reads = tuple((0,) * num_read for num_read in self._num_read(stage, sizes))
+        chunks = tuple(
+            PlannedChunk(key="", start=k, stop=k + frames, reads=reads) for k in range(together)
+        )
         step_bytes = [size * together // len(stage.chunks) for size in stage.step_bytes]
         return stage.model_copy(
             update={
                 "chunks": chunks,
+                "chunk_bytes": (max(stage.chunk_bytes) * frames // longest,) * together,
                 "checkpoint_bytes": stage.checkpoint_bytes * frames // longest,
                 "step_bytes": tuple(size * frames // longest for size in step_bytes),
                 "variants": (variant.model_copy(update={"fields": fields}),),
             }
         )
+
+    def _frames(self, stage: PlannedStage, sizes: Sizes) -> int:
+        """Return the source frames that the longest chunk of a stage would have."""
+        if stage.unit == "frames":
+            return min(max(1, sizes.chunk // stage.rate), self.plan.num_frames)
+        if sizes.window is not None and _takes_windows_of(self.plan.recipe, stage):
+            return min(sizes.window // stage.rate, self.plan.num_frames)
+        return _longest(stage)
+
+    def _num_read(self, stage: PlannedStage, sizes: Sizes) -> Iterator[int]:
+        """Yield for each input how many of its chunks one chunk would read.
+
+        As many as it spans, and those beyond that it reads now, where it begins inside one.
+        """
+        for name, beyond in zip(stage.inputs, self._beyond[stage.name], strict=True):
+            upstream = self.plan.by_name[name]
+            spanned = _spanned(self._frames(stage, sizes), self._frames(upstream, sizes))
+            yield max(1, spanned + beyond)
+
+    @cached_property
+    def _together(self) -> dict[str, int]:
+        """How many windows of each stage share frames with one of them, itself among them, at most."""
+        return {
+            stage.name: max((len(stage.neighbours(i)) for i in range(len(stage.chunks))), default=1)
+            for stage in self.plan.stages
+        }
+
+    @cached_property
+    def _beyond(self) -> dict[str, list[int]]:
+        """How many chunks of each input a chunk of each stage reads now, beyond those that it spans."""
+        return {
+            stage.name: [
+                max(len(chunk.reads[position]) for chunk in stage.chunks)
+                - _spanned(_longest(stage), _longest(self.plan.by_name[name]))
+                for position, name in enumerate(stage.inputs)
+            ]
+            for stage in self.plan.stages
+        }
 
 
 def _takes_windows_of(recipe: Recipe, stage: PlannedStage) -> bool:
@@ -268,4 +337,9 @@ def _window_of(stage: PlannedStage) -> int:
 
 
 def _longest(stage: PlannedStage) -> int:
-    return max(chunk.num_frames for chunk in stage.chunks)
+    return max((chunk.num_frames for chunk in stage.chunks), default=1)
+
+
+def _spanned(frames: int, chunk: int) -> int:
+    """Return how many chunks so many frames fill, the last one perhaps in part."""
+    return -(-frames // chunk)

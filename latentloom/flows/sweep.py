@@ -28,6 +28,15 @@ def sweep(store: Store, plan: Plan, *, standing: str | None = None) -> None:
     _sweep_transient(store, plan)
 
 
+def sweep_before(store: Store, stage: PlannedStage, step: int) -> None:
+    """Delete what a run that was killed between a step and its sweep has left, before another goes on.
+
+    The step before the one to be taken and the step before that stay.
+    """
+    row = stage.steps.index(step)
+    _delete_steps(store, stage, stage.steps[: max(0, row - STEPS_KEPT)])
+
+
 def sweep_behind(store: Store, stage: PlannedStage, step: int) -> None:
     """Delete what windows were before a step that is complete, all but the step before it.
 

@@ -87,15 +87,19 @@ def show_run(console: Console, state: RunState) -> None:
         show_line(console, f"error: {state.error}")
     stands = state.state in ("stopped", "previewed")
     if state.until is not None and stands:
-        show_line(console, stop_line(state.until, state.preview))
+        show_line(console, stop_line(state.until, state.preview, state.preview_left_out))
     if state.output and not stands:
         show_line(console, f"output: {state.output}")
 
 
-def stop_line(until: StopPoint, preview: str | None) -> str:
-    """Say where a run stands that was told to stop, and where the picture of it is."""
+def stop_line(until: StopPoint, preview: str | None, left_out: int) -> str:
+    """Say where a run stands that was told to stop, where the picture of it is, and what it does not show."""
     line = f"stands after step {until.step} of {until.num_steps} of stage {until.stage!r}"
-    return f"{line}; preview: {preview}" if preview else line
+    if preview:
+        line += f"; preview: {preview}"
+    return (
+        f"{line}, without {left_out} of the shots, which are too many for it" if left_out else line
+    )
 
 
 def show_runs(console: Console, states: Iterable[tuple[RunState, int, int]]) -> None:

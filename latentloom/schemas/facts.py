@@ -154,4 +154,4 @@ class Facts(Schema):
     measured_bytes: dict[str, int] = Field(default_factory=dict)
     """Peak bytes measured by earlier runs, by calibration key."""
     measured_seconds: dict[str, float] = Field(default_factory=dict)
-    """Seconds a frame measured by earlier runs, by calibration key."""
+    """Seconds a source frame measured by earlier runs, by speed key."""

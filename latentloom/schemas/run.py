@@ -75,5 +75,7 @@ class RunState(Schema):
     """Where it was told to stop."""
     preview: str | None = None
     """Picture of what is to come from there."""
+    preview_left_out: int = 0
+    """Shots that are not in it, since one picture holds only so many."""
     stages: tuple[StageTally, ...] = ()
     """What it did, once it is finished."""

@@ -7,6 +7,7 @@ with it. So a change reaches one window further with each step, and not beyond a
 from __future__ import annotations
 
 import hashlib
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
@@ -29,11 +30,13 @@ class StepKeys:
         self._bases = [bytes.fromhex(base) for base in bases]
         self._near = [near(starts, stops, index) for index in range(len(bases))]
         self._rows: list[bytes] = []
+        self._growing = threading.Lock()
 
     def key(self, row: int, index: int) -> str:
         """Return the key of a window after ``row + 1`` steps."""
-        while len(self._rows) <= row:
-            self._rows.append(self._next_row())
+        with self._growing:
+            while len(self._rows) <= row:
+                self._rows.append(self._next_row())
         return self._rows[row][_SIZE * index : _SIZE * (index + 1)].hex()
 
     def _next_row(self) -> bytes:

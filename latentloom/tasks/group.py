@@ -2,8 +2,9 @@
 
 The record decides. A chunk that has one is done; two workers on one chunk end with one record and no error.
 Three threads share the work: one reads what the next chunk is made from, the caller's computes (models run
-in no other), one commits the chunk before. A killed run loses the chunks that are in flight, two at most; of
-windows that meet at every step one, since the next waits for its record.
+in no other, and for one task group of a process at a time), one commits the chunk before. A killed run loses
+the chunks that are in flight, two at most; of windows that meet at every step one, since the next waits for
+its record.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -63,6 +65,8 @@ STAGES: dict[str, Callable[[OpenChunk], Array]] = {
     "decode": decode,
     "encode_video": encode_video,
 }
+_models = threading.Lock()
+"""Task groups in threads of one process share its models, whose layers carry hooks while tiles run."""
 _log = logging.getLogger("latentloom")
 
 
@@ -186,8 +190,8 @@ class _Work:
                 # There are many of these, and a kill may cost one.
                 self.flights.wait_for([self.before])
             self.journal.note("chunk_started", stage.name, chunk.key, ready.index)
-            begun = time.monotonic()
-            with _explained(stage, ready.index):
+            with _explained(stage, ready.index), _models if stage.models else nullcontext():
+                begun = time.monotonic()
                 array = STAGES[stage.op](ready.chunk)
         except StepReached:
             self._stand(ready)

@@ -21,7 +21,8 @@ def interpolate(chunk: OpenChunk) -> Array:
     """
     stage = chunk.params(InterpolateStage)
     model, base = chunk.models.interpolator(stage.model)
-    known = chunk.input_latents().to(base.vae.device)
+    num_own = chunk.stage.rate // FACTOR * chunk.chunk.num_frames
+    known = chunk.input_latents()[: num_own + chunk.chunk.ahead].to(base.vae.device)
     text = embed(base, chunk.timed["prompt"])
     made = []
     for first, last in pairwise(known):

@@ -87,7 +87,7 @@ class _Stopped:
             self.index = index
         if self.held is None:
             return None, None
-        one = self.held[frame - self.stage.chunks[index].start]
+        one = self.held[self.stage.rate * (frame - self.stage.chunks[index].start)]
         if isinstance(one, torch.Tensor):
             return self.step, self._decoded(one)
         return self.step, _eight_bits(one)
@@ -171,7 +171,7 @@ def _vae(models: PlanModels, plan: Plan, stage: PlannedStage) -> VAE:
         return models.denoising(name).vae
     if kind == "upscaler":
         return models.upscaler(name).vae
-    if kind == "upsampler":
+    if kind in ("upsampler", "video_upsampler"):
         return models.upsampler(name)[1].vae
     return models.painter(name).vae
 

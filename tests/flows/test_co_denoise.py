@@ -37,6 +37,8 @@ from tests.meeting import (
 )
 from tests.runs import computed, make_clip, run_here
 
+WEIGHTS = ["pyramid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flat", "linear"))]
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,8 +104,29 @@ def test_smooth_is_the_average_of_windows_after_every_step(
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, windows, strict=True))
 
 
-def test_fuse_averages_the_latents_of_every_source(store: Store, clip: Path) -> None:
-    plan = make_plan(store, clip, FUSE)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_inversion_is_the_average_of_windows_after_every_step(
+    store: Store, clip: Path, weights: str
+) -> None:
+    plan = make_plan(store, clip, SMOOTH[:2], windows=WINDOWS | {"weights": weights})
+    run_here(store, plan)
+    oracle, sampler = Oracle(store, plan, "invert"), sampler_of(plan)
+    windows = [oracle.opened(i).input_latents() for i in range(len(oracle.stage.chunks))]
+    for step in range(STEPS):
+        for index, z in enumerate(windows):
+            chunk = oracle.opened(index)
+            timestep = sampler.timesteps[STEPS - 1 - step]
+            eps = predictions(chunk, chunk.timed, 1.0, "video")(z, timestep)
+            windows[index] = sampler.inverse_step(eps, step, z)
+        if step < STEPS - 1:
+            windows = oracle.cut(oracle.averaged(windows))
+    found = [store.read(chunk.key) for chunk in oracle.stage.chunks]
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(found, windows, strict=True))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_fuse_averages_the_latents_of_every_source(store: Store, clip: Path, weights: str) -> None:
+    plan = make_plan(store, clip, FUSE, windows=WINDOWS | {"weights": weights})
     run_here(store, plan)
     oracle, sampler = Oracle(store, plan, "fuse"), sampler_of(plan)
     inverted = [oracle.opened(i).input_latents() for i in range(len(oracle.stage.chunks))]

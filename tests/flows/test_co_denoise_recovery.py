@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from latentloom.errors import ResourceError
+from latentloom.flows import execute as execution
+from latentloom.flows import sweep
 from latentloom.flows.execute import execute
 from latentloom.flows.inspect import describe_run, kept_keys
 from latentloom.flows.runs import register
+from latentloom.schemas.plan import PlannedStage
 from latentloom.schemas.run import RunState
 from latentloom.storage.local import LocalBackend
 from latentloom.storage.maintenance import prune, verify
@@ -19,6 +22,7 @@ from latentloom.storage.store import Store
 from latentloom.tasks import group
 from latentloom.tasks.chunk import OpenChunk
 from tests.meeting import (
+    FUSE,
     SMOOTH,
     done,
     foretold,
@@ -39,15 +43,37 @@ def store(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "store"))
 
 
-def stop_in(monkeypatch: pytest.MonkeyPatch, step: int, index: int) -> None:
-    stage = group.STAGES["smooth"]
+def stop_in(
+    monkeypatch: pytest.MonkeyPatch, step: int, index: int, *, name: str = "smooth"
+) -> None:
+    stage = group.STAGES[name]
 
     def die(chunk: OpenChunk) -> Any:
         if chunk.step == step and chunk.chunk == chunk.stage.chunk_at(index, step):
             raise ResourceError("as if the machine were full")
         return stage(chunk)
 
-    monkeypatch.setitem(group.STAGES, "smooth", die)
+    monkeypatch.setitem(group.STAGES, name, die)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("invert", 2), pytest.param("fuse", 2, marks=pytest.mark.slow), ("fuse", 4)],
+)
+def test_stopped_inversion_and_fusion_go_on_and_take_no_step_twice(
+    store: Store, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: int
+) -> None:
+    plan, other = make_plan(store, clip, FUSE), Store.open(str(tmp_path / "other"))
+    run_here(other, plan)
+    with monkeypatch.context() as patch:
+        stop_in(patch, step=step, index=2, name=name)
+        with pytest.raises(ResourceError):
+            run_here(store, plan)
+    taken = done(store, run_here(store, plan))
+    for stage in ("invert", "fuse"):
+        windows = range(len(plan.by_name[stage].chunks))
+        assert taken[stage] == [(k, index) for k in plan.by_name[stage].steps for index in windows]
+        assert read_all(store, plan, stage) == read_all(other, plan, stage)
 
 
 def test_stopped_run_goes_on_within_its_step(
@@ -75,6 +101,33 @@ def test_stopped_run_goes_on_within_its_step(
     assert read_all(store, plan, "smooth") == read_all(other, plan, "smooth")
     assert store.present(list(plan.keys())) == set(plan.keys())
     assert not store.present([k for s in (1, 2, 3) for k in plan.by_name["smooth"].keys_at(s)])
+
+
+def test_kills_between_a_step_and_its_sweep_leave_no_fourth_step(
+    store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(store, clip, SMOOTH)
+    smooth, stage, behind = plan.by_name["smooth"], group.STAGES["smooth"], sweep.sweep_behind
+    dying, most = [3, 4], 0
+
+    def die(store: Store, stage: PlannedStage, step: int) -> None:
+        if stage.name == "smooth" and dying and step == dying[0]:
+            raise ResourceError(f"as if killed behind step {dying.pop(0)}")
+        behind(store, stage, step)
+
+    def count(chunk: OpenChunk) -> Any:
+        nonlocal most
+        most = max(most, sum(bool(store.present(smooth.keys_at(k))) for k in smooth.steps))
+        return stage(chunk)
+
+    monkeypatch.setattr(execution, "sweep_behind", die)
+    monkeypatch.setitem(group.STAGES, "smooth", count)
+    for _ in range(2):
+        with pytest.raises(ResourceError):
+            run_here(store, plan)
+    run_here(store, plan)
+    assert most == 3
+    assert not any(store.present(smooth.keys_at(step)) for step in smooth.steps[:-1])
 
 
 def run_state(store: Store) -> RunState:

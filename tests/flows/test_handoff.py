@@ -100,3 +100,21 @@ def test_lost_window_is_made_again_to_the_same_bytes(store: Store, clip: Path) -
         "smooth": 1,
     }
     assert store.read(lost.key).tobytes() == expected
+
+
+@pytest.mark.parametrize(("num_frames", "scenes"), [(1, "none"), (5, "none"), (4, (1, 2, 3))])
+def test_window_with_none_before_it_is_as_if_it_stood_alone(
+    store: Store, tmp_path: Path, num_frames: int, scenes: Any
+) -> None:
+    """One frame, a video shorter than a window, and a cut in every frame."""
+    clip = make_clip(tmp_path / "short.mp4", num_frames)
+    cuts = scenes if scenes == "none" else [frame / 8 for frame in scenes]
+    made = []
+    for mode in ("handoff", "independent"):
+        stages = [*STAGES[:2], STAGES[2] | {"windows": SMALL | {"mode": mode}}]
+        plan = compile_small(store, clip, None, stages=stages, windows={"scenes": cuts})
+        assert run_here(store, plan).state == "finished"
+        chunks = plan.by_name["smooth"].chunks
+        assert len(chunks) == (1 if scenes == "none" else num_frames)
+        made.append([store.read(chunk.key).tobytes() for chunk in chunks])
+    assert made[0] == made[1]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from latentloom.errors import ResourceError, UsageError
+from latentloom.flows import preview
 from latentloom.flows.execute import execute
 from latentloom.flows.inspect import kept_keys
 from latentloom.flows.launch import check_disk_until
@@ -268,6 +269,17 @@ def test_every_shot_is_drawn_even_if_a_cut_is_in_every_frame(
     many = size_of(state)
     one = compile_small(store, clip, tmp_path / "one.mp4", stages=FUSED)
     assert many[1] > size_of(stop_at(store, one, "2"))[1]
+
+
+def test_shots_that_no_picture_holds_are_counted(
+    clip: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = {"size": 8, "overlap": 2, "scenes": [0.5, 1.0, 1.5]}
+    plan = compile_small(store, clip, tmp_path / "edited.mp4", stages=FUSED, windows=windows)
+    assert stop_at(store, plan, "1").preview_left_out == 0
+    monkeypatch.setattr(preview, "MOST_SHOTS", 3)
+    assert stop_at(store, plan, "1").preview_left_out == 1
+    assert run_here(store, plan).preview_left_out == 0
 
 
 def test_one_frame_is_previewed_and_finished(store: Store, tmp_path: Path) -> None:

@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentloom.errors import ResourceError
+from latentloom.flows.calibration import read_seconds, remember_seconds
 from latentloom.flows.compile import compile_plan
-from latentloom.flows.estimate import BASELINE_BYTES, calibration_key
+from latentloom.flows.estimate import BASELINE_BYTES, calibration_key, speed_key
 from latentloom.flows.memory import memory_bytes
 from latentloom.flows.recommend import Recommendation, recommend
 from latentloom.schemas.facts import MachineFacts
 from latentloom.schemas.plan import Plan
+from latentloom.storage.store import Store
 from tests.facts import FUSE, make_facts, make_recipe
 
 GIB = 1 << 30
+INVERT = {"op": "invert", "num_inference_steps": 4}
 LARGE = {"source": {"uri": "/clips/clip.mp4", "size": {"width": 512, "height": 384}}}
 
 
@@ -99,6 +102,26 @@ def test_stage_with_windows_of_its_own_leaves_nothing_to_recommend() -> None:
     assert recommended(1 << 39, stages=stages).sizes.window is None
 
 
+def test_chunks_shorter_than_the_recipe_s_are_recommended_where_no_others_fit() -> None:
+    """Frames of 1920 x 1088, upsampled to twice that, tile by tile and one in a model call."""
+    tiling = {"size": 256, "overlap": 32}
+    changes: dict[str, Any] = {
+        "source": {"uri": "/clips/clip.mp4", "size": {"width": 1920, "height": 1088}},
+        "stages": [{"op": op, "tiling": tiling} for op in ("encode", "upsample", "decode")],
+        "numerics": {"micro_batch": 1},
+    }
+    whole, room = planned(None, **changes), 3 * GIB
+    assert whole.peak_bytes > room
+    found = recommended(room, **changes)
+    assert found.overrides == [f"chunks.frames={found.sizes.chunk}"]
+    assert 1 <= found.sizes.chunk < whole.recipe.chunks.frames
+    shorter = changes | {"chunks": {"frames": found.sizes.chunk}}
+    assert planned(None, **shorter).peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
+    assert found.peak_bytes <= room
+    with pytest.raises(ResourceError, match=f"these fit: chunks.frames={found.sizes.chunk};"):
+        planned(None, **changes, limits={"memory": "3GiB"})
+
+
 def test_limit_of_the_recipe_and_gpu_both_bind() -> None:
     loose = recommended(1 << 39).sizes
     limited = recommended(1 << 39, limits={"memory": "12GiB"})
@@ -112,8 +135,7 @@ def test_speed_is_told_only_where_both_sizes_were_measured() -> None:
     found = recommended(1 << 39)
     plans = planned(None), applied(found)
     keys = [
-        {calibration_key(stage, plan.recipe) for stage in plan.stages if stage.models}
-        for plan in plans
+        {speed_key(stage, plan.recipe) for stage in plan.stages if stage.models} for plan in plans
     ]
     now, then = (
         dict.fromkeys(names, seconds) for names, seconds in zip(keys, (0.5, 0.25), strict=True)
@@ -122,6 +144,35 @@ def test_speed_is_told_only_where_both_sizes_were_measured() -> None:
     told = recommended(1 << 39, facts={"measured_seconds": now | then})
     assert told.seconds_per_frame == (0.5 * len(now), 0.25 * len(then))
     assert "measured here" in told.line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": [{"op": "encode"}, {"op": "invert", "num_inference_steps": 8}, FUSE]},
+        {"stages": [{"op": "encode"}, INVERT, FUSE | {"guidance_scale": 1.0}]},
+        {"windows": {"overlap": 0}},
+        {"windows": {"mode": "co_denoise"}},
+    ],
+)
+def test_a_speed_holds_for_the_same_work_alone(changes: dict[str, Any]) -> None:
+    def key(**changes: Any) -> str:
+        stages = {"stages": [{"op": "encode"}, INVERT, FUSE], "output": None}
+        plan = planned(None, **(stages | changes))
+        return speed_key(plan.by_name["fuse"], plan.recipe)
+
+    assert key(**changes) != key()
+    assert key(prompts={"source": "a cat", "target": "a dog"}, seed=5) == key()
+
+
+def test_seconds_are_those_of_the_video_s_frames(tmp_path: Path) -> None:
+    store, seconds = Store.open(str(tmp_path / "store")), {}
+    for overlap in (0, 8):
+        plan = planned(None, windows={"size": 16, "overlap": overlap})
+        fuse = plan.by_name["fuse"]
+        remember_seconds(store, plan, {"fuse": 50.0}, {"fuse": len(fuse.chunks)})
+        seconds[overlap] = read_seconds(store)[speed_key(fuse, plan.recipe)]
+    assert seconds == {0: 0.5, 8: 0.5}
 
 
 def test_measured_peak_replaces_the_formula() -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 from latentloom.flows.example import SCENE
-from latentloom.models.dependents import load_upsampler
+from latentloom.models.dependents import load_upsampler, load_video_upsampler
 from latentloom.models.load import ImageModel, load_image_model
 from latentloom.models.predict import predictor
 from latentloom.models.protocols import Denoiser
 from latentloom.models.tiled import TiledDenoiser, TiledVAE
+from latentloom.models.upsample import Upsampler
 from latentloom.ops.sampling import denoise
 from latentloom.ops.tiles import in_tiles
 from latentloom.sprites.render import render
@@ -31,9 +33,14 @@ def sprites() -> ImageModel:
 
 @pytest.fixture(scope="module")
 def picture() -> torch.Tensor:
-    """One frame of 192 x 128 pixels, two tiles and a bit of latents high and wide."""
-    frame = frames_to_tensor(next(iter(render(SCENE, 1)))[None])
-    return torch.nn.functional.interpolate(frame, size=(128, 192), mode="bicubic").clamp(-1, 1)
+    """One frame."""
+    return pictures(1)
+
+
+def pictures(num_frames: int) -> torch.Tensor:
+    """Frames of 192 x 128 pixels, two tiles and a bit of latents high and wide."""
+    frames = frames_to_tensor(np.stack(list(render(SCENE, num_frames))))
+    return torch.nn.functional.interpolate(frames, size=(128, 192), mode="bicubic").clamp(-1, 1)
 
 
 def psnr(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -95,13 +102,17 @@ def test_joins_of_decoded_tiles_look_like_the_rest(
     assert seam(bad, whole, joins(length, 0, factor)) > 5
 
 
-def test_upsampling_by_tiles_agrees_and_shows_no_join(
-    sprites: ImageModel, picture: torch.Tensor
-) -> None:
-    upsampler = load_upsampler("embedded:sprites/upsample", base=sprites)
-    small = sprites.vae.encode_latents(picture)[..., ::2, ::2].contiguous()
+@pytest.mark.parametrize("num_frames", [1, 2])
+def test_upsampling_by_tiles_agrees_and_shows_no_join(sprites: ImageModel, num_frames: int) -> None:
+    """One frame by the upsampler, a window of two by the one with temporal layers."""
+    upsampler: Upsampler = load_upsampler("embedded:sprites/upsample", base=sprites)
+    if num_frames > 1:
+        upsampler = load_video_upsampler(
+            "embedded:sprites/upsample_video", upsampler=upsampler, base=sprites
+        )
+    small = sprites.vae.encode_latents(pictures(num_frames))[..., ::2, ::2].contiguous()
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, small.shape[1], 32, 48, generator=generator)
+    noise = torch.randn(num_frames, small.shape[1], 32, 48, generator=generator)
     sampler = upsampler.sampler(2)
 
     def run(around: Callable[[Denoiser], Denoiser]) -> torch.Tensor:

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.need import Need
-from latentloom.report.tables import show_line, show_plan, show_rows, show_run, show_runs
-from latentloom.schemas.run import RunState
+from latentloom.report.tables import show_line, show_plan, show_rows, show_run, show_runs, stop_line
+from latentloom.schemas.run import RunState, StopPoint
 from tests.facts import make_facts, make_recipe
 
 NAMES = ["[draft] x.mp4", "[/] y.mp4", "[bold]z[/bold].mp4", ":smile:.mp4", "[link=http://a]b.mp4"]
@@ -59,3 +59,11 @@ def test_control_codes_and_undecodable_bytes_are_spelled_out() -> None:
     show_line(screen, "\x1b[2J")
     assert r"\x1b]0;title\x07\udcff\u202e" in out.getvalue()
     assert r"\x1b[2J" in out.getvalue()
+
+
+def test_picture_that_leaves_shots_out_says_so() -> None:
+    until = StopPoint(stage="fuse", step=2, num_steps=8)
+    assert "without" not in stop_line(until, "/out/x.png", 0)
+    assert stop_line(until, "/out/x.png", 12).endswith(
+        "preview: /out/x.png, without 12 of the shots, which are too many for it"
+    )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +67,24 @@ def test_near_windows_are_those_that_share_a_frame(windows: list[tuple[int, int]
     for index, (start, stop) in enumerate(windows):
         shared = [i for i, (a, b) in enumerate(windows) if a < stop and start < b]
         assert list(near(starts, stops, index)) == shared
+
+
+def test_threads_that_begin_a_step_together_get_the_keys_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bases, windows = [digest(index) for index in range(2)], [(0, 4), (2, 6)]
+    expected = keys_of(bases, windows)
+    meeting, next_row = threading.Barrier(2), StepKeys._next_row
+
+    def meet(keys: StepKeys) -> bytes:
+        made = next_row(keys)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(timeout=0.2)
+        return made
+
+    keys = StepKeys(bases, *zip(*windows, strict=True))
+    monkeypatch.setattr(StepKeys, "_next_row", meet)
+    with ThreadPoolExecutor(2) as pool:
+        first = [pool.submit(keys.key, 0, index) for index in range(2)]
+    assert [key.result() for key in first] == expected[0]
+    assert [[keys.key(row, i) for i in range(2)] for row in range(NUM_STEPS)] == expected

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,26 @@ def test_reading_computing_and_committing_go_on_at_once(
     assert work_through(store, plan, RUN, "encode", range(3)) == {"encode": 3}
     assert len(set(threads.values())) == 3
     assert threads["compute"] == threading.get_ident()
+
+
+def test_groups_in_threads_of_one_process_take_turns_with_the_models(
+    store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles hang hooks on a model while it runs: two groups in it at once would mix up their frames."""
+    meeting, encode = threading.Barrier(2), group.STAGES["encode"]
+    met: list[int] = []
+
+    def compute(chunk: OpenChunk) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            met.append(meeting.wait(timeout=0.5))
+        meeting.reset()
+        return encode(chunk)
+
+    monkeypatch.setitem(group.STAGES, "encode", compute)
+    with ThreadPoolExecutor(2) as pool:
+        groups = [pool.submit(work_through, store, plan, RUN, "encode", [i]) for i in (0, 1)]
+    assert [one.result() for one in groups] == [{"encode": 1}] * 2
+    assert met == []
 
 
 def test_one_chunk_is_behind_at_most(

@@ -16,42 +16,28 @@ from latentloom.models.load import load_image_model
 from latentloom.ops.blend import blend
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
-from tests.models import tiny
-from tests.runs import compile_small, make_clip, run_here
-
-NUM_STEPS = 2
-INTERPOLATE = {"op": "interpolate", "num_inference_steps": NUM_STEPS}
-UPSAMPLE = {"op": "upsample", "model": "upsample_video", "num_inference_steps": NUM_STEPS}
+from tests.in_time import (
+    INTERPOLATE,
+    NUM_FRAMES,
+    NUM_STEPS,
+    UPSAMPLE,
+    compile_in_time,
+    read,
+    save_models,
+)
+from tests.runs import run_here
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("in_time")
-    tiny.save_image_pipeline(root / "image")
-    tiny.save_interpolator(root / "interpolate")
-    tiny.save_upsampler(root / "upsample")
-    tiny.save_motion_adapter(root / "upsample_video", seed=3)
-    make_clip(root / "clip.mp4", 7, size=16)
-    return root
+    return save_models(tmp_path_factory.mktemp("in_time"))
 
 
 def run(folder: Path, store: Store, *stages: dict[str, Any], **changes: Any) -> Plan:
     """Encode the clip and run stages; with an output if one is named."""
-    names = ("image", "interpolate", "upsample", "upsample_video")
-    models: dict[str, dict[str, str]] = {name: {"path": f"{folder}/{name}"} for name in names}
-    models["upsample_video"]["base"] = "upsample"
-    output = changes.pop("output", None)
-    settings = {"models": models, "windows": {}} | changes
-    plan = compile_small(
-        store, folder / "clip.mp4", output, stages=[{"op": "encode"}, *stages], **settings
-    )
+    plan = compile_in_time(store, folder, *stages, **changes)
     run_here(store, plan)
     return plan
-
-
-def read(store: Store, plan: Plan, stage: str) -> np.ndarray[Any, Any]:
-    chunks = plan.by_name[stage].chunks
-    return np.concatenate([store.read(chunk.key) for chunk in chunks])
 
 
 def test_new_frames_come_between_the_old_ones_and_the_last_one_is_held(
@@ -79,6 +65,26 @@ def test_any_chunking_gives_the_same_frames(folder: Path, tmp_path: Path) -> Non
         results.append(read(store, plan, "interpolate"))
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+def test_interpolating_twice_makes_sixteen_frames_of_one_in_any_chunking(
+    folder: Path, tmp_path: Path
+) -> None:
+    results = []
+    for frames in (16, 64):
+        store = Store.open(str(tmp_path / f"store{frames}"))
+        again = INTERPOLATE | {"name": "again"}
+        plan = run(folder, store, INTERPOLATE, again, chunks={"frames": frames})
+        stage = plan.by_name["again"]
+        for chunk, planned in zip(stage.chunks, stage.chunk_bytes, strict=True):
+            record = store.find(chunk.key)
+            assert record is not None
+            assert record.shape[0] == record.stop - record.start == 16 * chunk.num_frames
+            assert store.read(chunk.key).nbytes < planned
+        results.append(read(store, plan, "again"))
+        assert np.array_equal(results[-1][::4], read(store, plan, "interpolate"))
+    assert len(results[0]) == 16 * NUM_FRAMES
+    assert np.array_equal(results[0], results[1])
 
 
 def test_no_frame_is_made_of_two_scenes(folder: Path, tmp_path: Path) -> None:
@@ -131,6 +137,29 @@ def test_interpolated_latents_are_upsampled_in_windows(folder: Path, tmp_path: P
     assert [(chunk.start, chunk.stop) for chunk in upsampled][:2] == [(0, 2), (1, 3)]
     assert store.read(upsampled[0].key).shape == (8, 4, 16, 16)
     assert read(store, plan, "decode").shape == (28, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("cuts", "mode"), [((), "independent"), ((1, 2), "handoff")])
+def test_one_frame_is_held_and_enlarged_whether_alone_or_between_cuts(
+    folder: Path, tmp_path: Path, cuts: tuple[int, ...], mode: str
+) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    plan = run(
+        folder,
+        store,
+        INTERPOLATE,
+        UPSAMPLE | {"windows": {"mode": mode}},
+        {"op": "decode"},
+        source={"uri": str(folder / "clip.mp4"), "end": (len(cuts) + 1) / 8},
+        windows={"scenes": [frame / 8 for frame in cuts]},
+        output=tmp_path / "out.mp4",
+    )
+    keys, between = read(store, plan, "encode"), read(store, plan, "interpolate")
+    assert np.array_equal(between, keys.repeat(4, axis=0))
+    upsampled = [store.read(chunk.key) for chunk in plan.by_name["upsample"].chunks]
+    assert [window.shape for window in upsampled] == [(4, 4, 16, 16)] * (len(cuts) + 1)
+    with av.open(tmp_path / "out.mp4") as container:
+        assert len(list(container.decode(video=0))) == 4 * (len(cuts) + 1)
 
 
 def test_temporal_upsampler_hands_its_last_frames_over(folder: Path, tmp_path: Path) -> None:
