@@ -48,7 +48,7 @@ OP_VERSIONS = {
     "mix": 1,
     "smooth": 2,
     "upsample": 2,
-    "interpolate": 1,
+    "interpolate": 2,
     "upscale": 1,
     "decode": 1,
     "encode_video": 1,
