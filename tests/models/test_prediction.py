@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,16 +12,9 @@ from latentloom.models.denoisers import Prediction
 from latentloom.models.pretrained import library
 from latentloom.models.schedulers import Schedule
 from latentloom.ops.sampling import PredictionType, denoise, invert
+from tests.models.tiny import SD_SCHEDULE as SD
 
 diffusers = library("diffusers")
-SD: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 NUM_STEPS = 20
 MEAN, SPREAD = 0.5, 0.7
 LEVELS = Schedule(SD).alphas_cumprod()

@@ -9,16 +9,9 @@ from latentloom.errors import ModelError
 from latentloom.models.pretrained import library
 from latentloom.models.schedulers import Schedule, check_agree
 from latentloom.ops.sampling import denoise, invert
+from tests.models.tiny import SD_SCHEDULE as SD
 
 diffusers = library("diffusers")
-SD: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 SETTINGS = [SD, SD | {"timestep_spacing": "trailing"}, SD | {"set_alpha_to_one": True}]
 
 

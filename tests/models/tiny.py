@@ -26,6 +26,16 @@ GROUPS = 4
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
+SD_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""The schedule of Stable Diffusion 1.x."""
+
 
 def save_image_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
     """Save VAE (factor 2), UNet, text encoder, tokenizer and scheduler."""
