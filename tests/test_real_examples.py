@@ -16,7 +16,7 @@ from latentloom.flows.api import open_latents
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.resolve import resolve
 from latentloom.media.probe import probe
-from latentloom.schemas.load import load_recipe
+from latentloom.schemas.load import load_recipe, validate_recipe
 from latentloom.schemas.plan import Plan
 from latentloom.storage.store import Store
 from latentloom.tasks.loading import PlanModels
@@ -194,3 +194,20 @@ def test_latents_of_another_model_are_refused_whatever_the_models_are_called(
     assert models.video("video").vae is models.image("image").vae
     with pytest.raises(ModelError, match=r"cosine .* on a test card"):
         models.denoising("video")
+
+
+def test_latents_that_went_through_frames_may_be_of_another_family(
+    desk: Path, tmp_path: Path
+) -> None:
+    painter = tiny.save_image_pipeline(tmp_path / "painter")
+    tiny.save_vae(painter / "vae", seed=5)
+    store = Store.open(str(tmp_path / "store"))
+    plan = make_plan(desk, store, "sd15-zeroscope", f"models.painter.path={painter}")
+    recipe = plan.recipe.model_dump(mode="json", exclude_unset=True)
+    through = [
+        {"op": "encode", "name": "there", "model": "painter"},
+        {"op": "decode", "name": "back", "model": "painter"},
+    ]
+    longer = validate_recipe(recipe | {"stages": [*through, *recipe["stages"]]})
+    models = PlanModels(compile_plan(longer, plan.facts))
+    assert models.denoising("video").vae is models.image("image").vae

@@ -178,9 +178,8 @@ def _working_bytes(stage: PlannedStage, recipe: Recipe, facts: Facts) -> int:
     if stage.unit == "windows":
         batch = frames
     elif stage.op == "interpolate":
-        batch = (
-            InterpolateStage.factor + 1
-        )  # from one known frame to the next, whatever the micro-batch
+        # From one known frame to the next, whatever the micro-batch.
+        batch = InterpolateStage.factor + 1
     _, height, width = stage.frame_shape
     area = _tile_area(stage, height, width, models[0].downscale)
     # Models of a stage run one after another.

@@ -70,12 +70,24 @@ class PlanModels:
         """Load a model that denoises, whichever kind it is.
 
         Raises:
-            ModelError: If latents mean something else to it than to the model that encodes.
+            ModelError: If latents mean something else to it than to the model that encoded them.
         """
         model = self.video(name) if self._facts(name).kind == "video" else self.image(name)
-        for encoder in {s.models["model"] for s in self.plan.stages if s.op == "encode"}:
+        for encoder in self._encoders(name):
             _check_shared(self.vae(encoder), model.vae)
         return model
+
+    def _encoders(self, name: str) -> set[str]:
+        """Return the models that encoded the latents which a model is given."""
+        found: set[str] = set()
+        stages = [s for s in self.plan.stages if name in s.models.values() and s.op != "encode"]
+        while stages:
+            for upstream in map(self.plan.by_name.__getitem__, stages.pop().inputs):
+                if upstream.op == "encode":
+                    found.add(upstream.models["model"])
+                elif upstream.produces != "frames":
+                    stages.append(upstream)
+        return found
 
     def controlnet(self, name: str) -> ControlNet:
         """Load a ControlNet on its base."""
