@@ -40,6 +40,7 @@ from latentloom.tasks.encode import encode
 from latentloom.tasks.encode_video import encode_video
 from latentloom.tasks.flights import Flights
 from latentloom.tasks.fuse import fuse
+from latentloom.tasks.heap import give_back_memory
 from latentloom.tasks.interpolate import interpolate
 from latentloom.tasks.invert import invert
 from latentloom.tasks.journal import Journal
@@ -223,6 +224,7 @@ class _Work:
             self.flights.abandon()
             raise
         _report(done, time.monotonic() - begun, self.journal)
+        give_back_memory()
 
     def _ready(self, opened: OpenChunk, index: int) -> _Ready:
         self.flights.wait_for([stage.key_at(i, step) for stage, i, step in opened.reads()])
