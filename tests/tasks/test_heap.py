@@ -28,7 +28,7 @@ def resident():
 blocks = [libc.malloc(1 << 20) for _ in range(64)]
 for block in blocks:
     ctypes.memset(block, 1, 1 << 20)
-assert libc.malloc(64)
+assert libc.malloc(1 << 20)
 for block in blocks:
     libc.free(block)
 before = resident()
