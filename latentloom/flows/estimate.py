@@ -26,7 +26,7 @@ CHECKPOINTS_AT_ONCE = 2
 """Checkpoints inside a window: an older one is deleted once the next is there."""
 STEPS_AT_ONCE = 3
 """Steps of windows that meet: the one that is taken, and the two before it."""
-BASELINE_BYTES = 940 * MIB
+BASELINE_BYTES = 870 * MIB
 """This process with torch, diffusers and Prefect loaded, the server, and the decoding process."""
 SHARED_BYTES = 300 * MIB
 """The part of it that workers share: server, and the process that waits for them."""
