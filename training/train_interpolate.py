@@ -30,7 +30,7 @@ from latentloom.sprites.render import render
 from latentloom.sprites.scene import random_scene
 
 LEAST_CHANGE: Final = 0.005
-"""Below it a span's change counts less and less; the mean square at 32 frames a second is 0.0015."""
+"""Mean square of a span's change; below it the span counts less and less."""
 
 
 class WidenedConv(torch.nn.Module):

@@ -9,6 +9,11 @@ import sys
 
 import pytest
 
+# What is tested is a setting of glibc; elsewhere the function does nothing.
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps"
+)
+
 # Ten threads allocate at the same time; glibc then tells of its heaps.
 _COUNT_HEAPS = """
 import ctypes, sys, tempfile, threading
@@ -39,12 +44,12 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
+@on_glibc
 def test_threads_share_one_heap() -> None:
     assert _count_heaps({}) == 1
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
+@on_glibc
 def test_a_number_that_the_user_set_stays() -> None:
     assert _count_heaps({"MALLOC_ARENA_MAX": "4"}) == 4
 

@@ -38,6 +38,7 @@ print(before - resident())
 """
 
 
+# malloc_trim is glibc's; the last test here covers other C libraries.
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
 def test_a_hole_in_the_heap_goes_back() -> None:
     command = [sys.executable, "-c", _LEAVE_A_HOLE]
