@@ -39,15 +39,24 @@ def latents_to_array(latents: torch.Tensor, dtype: str) -> Array:
 def frames_to_tensor(frames: Array) -> torch.Tensor:
     """Turn uint8 or uint16 frames ``(F, H, W, 3)`` into float32 ``(F, 3, H, W)`` in [-1, 1]."""
     top = np.iinfo(frames.dtype).max
-    scaled = frames.astype(np.float32) * np.float32(2 / top) - np.float32(1)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+    planes = frames.transpose(0, 3, 1, 2)
+    scaled = np.empty(planes.shape, np.float32)
+    np.multiply(planes, np.float32(2 / top), out=scaled)
+    return torch.from_numpy(np.subtract(scaled, np.float32(1), out=scaled))
 
 
 def frames_to_array(frames: torch.Tensor, dtype: str) -> Array:
-    """Turn float frames ``(F, 3, H, W)`` in [-1, 1] into ``(F, H, W, 3)`` of uint8 or uint16."""
+    """Turn float frames ``(F, 3, H, W)`` in [-1, 1] into ``(F, H, W, 3)`` of uint8 or uint16.
+
+    One frame at a time is a float a second time: frames as floats are the largest arrays of a run.
+    """
     top = float(np.iinfo(dtype).max)
-    pixels = ((frames.detach().float().cpu() + 1) * (top / 2)).round().clamp(0, top)
-    return np.ascontiguousarray(pixels.numpy().transpose(0, 2, 3, 1).astype(dtype))
+    planes = frames.detach().float().cpu()
+    array = np.empty((len(planes), *planes.shape[2:], 3), dtype)
+    for pixels, plane in zip(array, planes, strict=True):
+        scaled = (plane + 1).mul_(top / 2).round_().clamp_(0, top)
+        pixels[...] = scaled.numpy().astype(dtype).transpose(1, 2, 0)
+    return array
 
 
 def decode_to_array(
