@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentloom.errors import StoreError
+from latentloom.storage.backends import Parts
 
 METADATA_FILE = "zarr.json"
 
@@ -32,8 +33,8 @@ DTYPES = frozenset(
 )
 
 
-def encode_array(array: NDArray[Any]) -> dict[str, bytes]:
-    """Turn an array into the files of a Zarr array, by file name.
+def encode_array(array: NDArray[Any]) -> dict[str, Parts]:
+    """Turn an array into the files of a Zarr array, by file name; its own bytes are not copied.
 
     Args:
         array: At least one dimension and one element; one of ``DTYPES``, little-endian.
@@ -43,13 +44,15 @@ def encode_array(array: NDArray[Any]) -> dict[str, bytes]:
     """
     data = _raw(array)
     return {
-        METADATA_FILE: _metadata(array.shape, array.dtype.name),
-        chunk_file(array.ndim): b"".join((data.data, _checksum(data))),
+        METADATA_FILE: (_metadata(array.shape, array.dtype.name),),
+        chunk_file(array.ndim): (data.data, _checksum(data)),
     }
 
 
-def decode_array(files: Mapping[str, bytes], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Turn the files of a Zarr array into an array.
+def decode_array(
+    files: Mapping[str, bytearray], shape: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    """Turn the files of a Zarr array into an array, which lies in the memory of its file.
 
     Raises:
         ValueError: The checksum is wrong, or the metadata are not those of this shape and dtype.
@@ -60,8 +63,7 @@ def decode_array(files: Mapping[str, bytes], shape: tuple[int, ...], dtype: str)
     data, checksum = content[:-4], content[-4:].tobytes()
     if checksum != _checksum(data):
         raise ValueError("wrong crc32c")
-    # A copy, since an array over bytes is read-only.
-    return data.view(np.dtype(dtype).newbyteorder("<")).reshape(shape).copy()
+    return data.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
 def chunk_file(num_dimensions: int) -> str:

@@ -13,13 +13,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from latentloom.errors import ResourceError, StoreError
 
 # A limit on the size of files, EFBIG, is the same to its user.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+Parts: TypeAlias = tuple[bytes | memoryview, ...]
+"""What a file holds, one part behind the other: arrays are too large to copy for a few bytes more."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,16 @@ class Backend(Protocol):
     def read(self, path: str) -> bytes:
         """Read a whole file."""
 
+    def read_buffer(self, path: str) -> bytearray:
+        """Read a whole file into memory that the caller may write to: an array needs no copy of it."""
+
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Make or replace a small file: readers see the old bytes or the new ones."""
 
     def create(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Make a file that must not exist; of many callers exactly one succeeds."""
 
-    def write_folder(self, path: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, path: str, files: Mapping[str, Parts]) -> None:
         """Make a folder of files durable; on object stores a kill can leave some of them."""
 
     def names(self, folder: str) -> list[str]:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from latentloom.storage.backends import FileInfo
+from latentloom.storage.backends import FileInfo, Parts
 from latentloom.storage.layout import TEMP
 
 # What link(2) says where a file system has none; EACCES would be about the folder.
@@ -32,6 +32,13 @@ class LocalBackend:
     def read(self, path: str) -> bytes:
         """Read a whole file."""
         return (self._root / path).read_bytes()
+
+    def read_buffer(self, path: str) -> bytearray:
+        """Read a whole file into memory of its own."""
+        with open(self._root / path, "rb") as file:
+            buffer = bytearray(os.fstat(file.fileno()).st_size)
+            file.readinto(buffer)
+        return buffer
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Make or replace a file by renaming a finished one over it."""
@@ -60,14 +67,14 @@ class LocalBackend:
         if durable:
             _sync_folder(target.parent)
 
-    def write_folder(self, path: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, path: str, files: Mapping[str, Parts]) -> None:
         """Make a folder by renaming a finished one into place."""
         target = self._root / path
         temp = self._new_temp()
         try:
             temp.mkdir()
-            for name, data in files.items():
-                _write_file(temp / name, data, durable=True)
+            for name, parts in files.items():
+                _write_file(temp / name, *parts, durable=True)
             _sync_folder(temp)
             _make_folder(target.parent)
             os.rename(temp, target)
@@ -116,9 +123,9 @@ class LocalBackend:
         return self._root / TEMP / secrets.token_hex(8)
 
 
-def _write_file(path: Path, data: bytes, *, durable: bool) -> None:
+def _write_file(path: Path, *parts: bytes | memoryview, durable: bool) -> None:
     with open(path, "xb") as file:
-        file.write(data)
+        file.writelines(parts)
         if durable:
             file.flush()
             os.fsync(file.fileno())

@@ -25,7 +25,7 @@ def read_object(backend: Backend, record: Record) -> NDArray[Any]:
         FileNotFoundError: It has gone, or a part of it.
         DamagedChunkError: Its bytes are not those that were committed.
     """
-    files = {name: backend.read(f"{record.object}/{name}") for name in _names(record)}
+    files = {name: backend.read_buffer(f"{record.object}/{name}") for name in _names(record)}
     what = f"object {record.object} of chunk {record.key} in store {backend.uri} is damaged"
     try:
         array = arrays.decode_array(files, record.shape, arrays.stored_dtype(record.dtype))

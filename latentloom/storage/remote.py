@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from latentloom.storage.backends import FileInfo
+from latentloom.storage.backends import FileInfo, Parts
 
 # S3 answers 409 to one of two creations that overlap, and asks for another try.
 _CREATE_ATTEMPTS = 4
@@ -41,6 +41,10 @@ class FsspecBackend:
             data: bytes = self._fs.cat_file(self._full(path))
             return data
 
+    def read_buffer(self, path: str) -> bytearray:
+        """Read a whole file, and copy it."""
+        return bytearray(self.read(path))
+
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Put a file."""
         with only_os_errors():
@@ -69,10 +73,10 @@ class FsspecBackend:
             else:
                 return
 
-    def write_folder(self, path: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, path: str, files: Mapping[str, Parts]) -> None:
         """Put some files under one prefix."""
-        for name, data in files.items():
-            self.write(f"{path}/{name}", data)
+        for name, parts in files.items():
+            self.write(f"{path}/{name}", b"".join(parts))
 
     def names(self, folder: str) -> list[str]:
         """List a prefix."""

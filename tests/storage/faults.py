@@ -6,7 +6,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-from latentloom.storage.backends import Backend, FileInfo
+from latentloom.storage.backends import Backend, FileInfo, Parts
 
 WRITES = frozenset({"write", "create", "write_folder"})
 
@@ -40,6 +40,9 @@ class Watched:
         self.before("read", path)
         return self.seen(path, self._backend.read(path))
 
+    def read_buffer(self, path: str) -> bytearray:
+        return bytearray(self.read(path))
+
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         self.before("write", path)
         self._backend.write(path, data, durable=durable)
@@ -48,7 +51,7 @@ class Watched:
         self.before("create", path)
         self._backend.create(path, data, durable=durable)
 
-    def write_folder(self, path: str, files: Mapping[str, bytes]) -> None:
+    def write_folder(self, path: str, files: Mapping[str, Parts]) -> None:
         self.before("write_folder", path)
         self._backend.write_folder(path, files)
 

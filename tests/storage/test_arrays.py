@@ -24,12 +24,16 @@ ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
 )
 
 
+def files_of(array: NDArray[Any]) -> dict[str, bytearray]:
+    return {name: bytearray().join(parts) for name, parts in encode_array(array).items()}
+
+
 @settings(max_examples=60, deadline=None)
 @given(ARRAYS)
 @example(np.zeros((2, 3), "float16"))
 @example(np.array([-0.0, np.nan, np.inf], "float32"))
 def test_an_array_survives_to_the_bit(array: NDArray[Any]) -> None:
-    files = encode_array(array)
+    files = files_of(array)
     assert set(files) == {"zarr.json", chunk_file(array.ndim)}
     again = decode_array(files, array.shape, array.dtype.name)
     assert (again.dtype, again.shape) == (array.dtype, array.shape)
@@ -40,7 +44,7 @@ def test_an_array_survives_to_the_bit(array: NDArray[Any]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(ARRAYS)
 def test_zarr_reads_what_is_written_and_writes_the_same(array: NDArray[Any]) -> None:
-    files = encode_array(array)
+    files = files_of(array)
     buffers: Any = {name: cpu.Buffer.from_bytes(data) for name, data in files.items()}
     found = zarr.open_array(MemoryStore(buffers), mode="r")
     assert np.asarray(found[...]).tobytes() == array.tobytes()
@@ -79,12 +83,12 @@ def test_the_digest_covers_shape_and_dtype_and_ignores_memory_order() -> None:
     assert digest(array, "uint16") == digest(np.asfortranarray(array), "uint16")
     # Part of the format: records that exist hold it, and objects have these bytes.
     assert digest(array, "uint16").startswith("1ab5b1d8abe918d7")
-    metadata = encode_array(array)["zarr.json"]
+    metadata = files_of(array)["zarr.json"]
     assert hashlib.sha256(metadata).hexdigest().startswith("37b91e986985034d")
 
 
 def test_the_files_say_what_the_format_promises() -> None:
-    files = encode_array(np.zeros((2, 4, 8, 8), "float16"))
+    files = files_of(np.zeros((2, 4, 8, 8), "float16"))
     metadata = json.loads(files["zarr.json"])
     assert metadata["zarr_format"] == 3
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == metadata["shape"]
@@ -93,10 +97,10 @@ def test_the_files_say_what_the_format_promises() -> None:
 
 
 def test_every_flipped_bit_is_found() -> None:
-    files = encode_array(np.ones((1, 2), "float16"))
+    files = files_of(np.ones((1, 2), "float16"))
     for name, data in files.items():
         for bit in range(8 * len(data)):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
             with pytest.raises(ValueError, match=r"describe|crc32c"):
-                decode_array({**files, name: bytes(flipped)}, (1, 2), "float16")
+                decode_array({**files, name: flipped}, (1, 2), "float16")

@@ -32,7 +32,7 @@ def test_a_sound_store_has_no_damage(any_store: Store) -> None:
     any_store.append_events("01RUN", "w", [Event(time=1.0, kind="note", run="01RUN")])
     any_store.put_run_file("01RUN", "report.html", b"<html>")
     any_store.put_cached("probe", "x", 1)
-    any_store.backend.write_folder(layout.new_object_path(key_of("orphan")), {"zarr.json": b""})
+    any_store.backend.write_folder(layout.new_object_path(key_of("orphan")), {"zarr.json": (b"",)})
     with lease(any_store, "plan"):
         report = verify(any_store)
     assert (report.damages, report.checked) == ([], 2)
@@ -101,12 +101,12 @@ def test_prune_keeps_what_is_needed_or_young(store: Store) -> None:
     store.commit(key_of("kept"), chunk_of(1), start=0, stop=4)
     store.commit(key_of("old"), chunk_of(2), start=0, stop=4)
     orphan = layout.new_object_path(key_of("kept"))
-    store.backend.write_folder(orphan, {"zarr.json": b"123"})
-    store.backend.write_folder(layout.new_object_path(key_of("x")), {"c.0": b"12"})
+    store.backend.write_folder(orphan, {"zarr.json": (b"123",)})
+    store.backend.write_folder(layout.new_object_path(key_of("x")), {"c.0": (b"12",)})
     age(store)
     store.commit(key_of("young"), chunk_of(3), start=0, stop=4)
     young_orphan = layout.new_object_path(key_of("y"))
-    store.backend.write_folder(young_orphan, {"zarr.json": b"123"})
+    store.backend.write_folder(young_orphan, {"zarr.json": (b"123",)})
 
     planned = prune(store, keep=[key_of("kept")], dry_run=True)
     assert store.find(key_of("old")) is not None
