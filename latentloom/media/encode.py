@@ -38,9 +38,10 @@ def encode_segment(frames: Iterable[Array], pts: Sequence[int], settings: Encode
     finish = False
     try:
         for chunk in frames:
-            array = _checked(chunk, settings)
-            message = {"key": key, "shape": array.shape, "dtype": array.dtype.name}
-            _call("encode", message, settings, array.data.cast("B"))
+            for frame in _checked(chunk, settings):
+                # One by one: the child holds a copy of what it is sent.
+                message = {"key": key, "shape": frame.shape, "dtype": frame.dtype.name}
+                _call("encode", message, settings, frame.data.cast("B"))
         finish = True
     finally:
         data = _call("close_encoder", {"key": key, "finish": finish}, settings)

@@ -40,23 +40,22 @@ class Encoder:
         open_encoder(self._context, settings)
         self._unpicture = Unpicture(pixel_format(settings), written_color(settings))
 
-    def push(self, frames: Array, channel: Channel) -> None:
-        """Encode more frames.
+    def push(self, array: Array, channel: Channel) -> None:
+        """Encode one more frame.
 
         Args:
-            frames: (F, H, W, 3) RGB.
+            array: (H, W, 3) RGB.
             channel: Told of progress.
         """
-        for array in frames:
-            if self._num_frames >= len(self._pts):
-                raise MediaError(f"more than {len(self._pts)} frames for a segment of as many pts")
-            frame = self._unpicture.make(array)
-            frame.pts = self._pts[self._num_frames]
-            frame.time_base = Fraction(*self._settings.time_base)
-            for packet in self._context.encode_lazy(frame):
-                self._keep(packet)
-            channel.progress(self._num_frames)
-            self._num_frames += 1
+        if self._num_frames >= len(self._pts):
+            raise MediaError(f"more than {len(self._pts)} frames for a segment of as many pts")
+        frame = self._unpicture.make(array)
+        frame.pts = self._pts[self._num_frames]
+        frame.time_base = Fraction(*self._settings.time_base)
+        for packet in self._context.encode_lazy(frame):
+            self._keep(packet)
+        channel.progress(self._num_frames)
+        self._num_frames += 1
 
     def finish(self, channel: Channel) -> bytes:
         """Return the segment's bytes.
@@ -227,8 +226,8 @@ def extradata_digest(context: VideoCodecContext) -> str:
     return hashlib.sha256(context.extradata or b"").hexdigest()
 
 
-def as_frames(payload: bytearray, shape: list[int], dtype: str) -> Array:
-    """Return raw bytes as frames."""
+def as_frame(payload: bytearray, shape: list[int], dtype: str) -> Array:
+    """Return raw bytes as a frame."""
     return np.frombuffer(payload, np.dtype(dtype)).reshape(shape)
 
 

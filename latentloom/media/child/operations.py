@@ -8,7 +8,7 @@ from typing import Any
 
 from latentloom.media.child import containers, index, scenes
 from latentloom.media.child.channel import Answer, Channel
-from latentloom.media.child.encoder import Encoder, as_frames
+from latentloom.media.child.encoder import Encoder, as_frame
 from latentloom.media.child.joiner import Joiner
 from latentloom.media.child.reader import Reader
 from latentloom.schemas.media import EncodeSettings, VideoInfo
@@ -65,8 +65,8 @@ def open_encoder(
 def encode(
     channel: Channel, payload: bytearray, *, key: str, shape: list[int], dtype: str
 ) -> Answer:
-    """Encode the frames in the payload."""
-    _encoders[key].push(as_frames(payload, shape, dtype), channel)
+    """Encode the frame in the payload."""
+    _encoders[key].push(as_frame(payload, shape, dtype), channel)
     return {}, b""
 
 
