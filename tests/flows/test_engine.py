@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from latentloom.errors import StageError
-from latentloom.flows import engine
+from latentloom.flows import engine, server
 
 TOY = Path(__file__).with_name("toy_run.py")
 CHECKOUT = Path(__file__).parents[2]
@@ -223,6 +224,23 @@ def test_a_server_of_the_users_own_is_used(toys: Toys, tmp_path: Path) -> None:
     assert toy.process.returncode != 0
     assert "http://127.0.0.1:9" in err or "connect" in err.lower()
     assert out == ""
+
+
+def test_log_lines_stay_away_from_a_server_that_dies_with_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.settings import get_current_settings
+
+    def started(*_: object) -> AbstractContextManager[str]:
+        return nullcontext("http://127.0.0.1:9/api")
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(server, "_embedded_server", started)
+    with server.api_server():
+        assert not get_current_settings().logging.to_api.enabled
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with server.api_server():
+        assert get_current_settings().logging.to_api.enabled
 
 
 def test_threads_wait_passively_only_where_cores_are_short(
