@@ -10,7 +10,7 @@ import click
 
 from latentloom.cli import batches, models, recipes, runs, stores
 from latentloom.errors import InterruptedRunError, LatentloomError
-from latentloom.flows.environment import use_one_heap
+from latentloom.flows.environment import keep_heap_small
 from latentloom.schemas.settings import read_settings
 
 
@@ -53,7 +53,7 @@ for _command in _COMMANDS:
 def main() -> NoReturn:
     """Run the command line; every outcome has its exit code."""
     debug = bool(os.environ.get("LATENTLOOM_DEBUG"))
-    use_one_heap()
+    keep_heap_small()
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from latentloom.errors import StageError
-from latentloom.flows.environment import environment, quiet_environment, use_one_heap
+from latentloom.flows.environment import environment, keep_heap_small, quiet_environment
 from latentloom.flows.interruption import interruption, listen_again
 from latentloom.flows.server import api_server
 
@@ -88,7 +88,7 @@ def session(
         UsageError: If workers of the scheduler could not reach the server.
         LatentloomError: If server or scheduler cannot be reached.
     """
-    use_one_heap()
+    keep_heap_small()
     with interruption(notice), ExitStack() as held:
         if scheduler is not None or workers > 1:
             from latentloom.flows import cluster as dask_cluster

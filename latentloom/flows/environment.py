@@ -1,4 +1,4 @@
-"""Make Prefect and Dask quiet and offline, before the first import: they read settings once. And one heap."""
+"""Make Prefect and Dask quiet and offline, before the first import: they read settings once. And the heap."""
 
 import ctypes
 import os
@@ -17,8 +17,10 @@ _QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
-_ONE_HEAP = "MALLOC_ARENA_MAX"
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+# What each variable of glibc sets in processes that start later, mallopt sets in this one.
+_HEAP = (("MALLOC_ARENA_MAX", -8, 1), ("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20))
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Torch's: pages of a tensor's memory are cleared 2 MiB at a time, as numpy's are anyway."""
 # Python's own helper process complains of what a run that was stopped at once left to it.
 _RESOURCE_TRACKER = "ignore:resource_tracker:UserWarning"
 
@@ -37,19 +39,21 @@ def bypass_proxies_for_loopback() -> None:
     _append("no_proxy", "127.0.0.1")
 
 
-def use_one_heap() -> None:
-    """Have glibc keep one heap for all threads of this process, and of the processes that it starts.
+def keep_heap_small() -> None:
+    """Have glibc give large arrays back at once, and keep one heap for the threads of a process.
 
-    Chunks pass from the thread that reads to the one that computes and the one that commits. With heaps of
-    their own each keeps what the others could use: 50,000 frames took 1,290 MiB, on one heap 1,006
-    (`benchmarks/long_video.py`). Does nothing where the user has set a number, or the C library is another.
+    For this process and those that it starts. By default arrays of up to 32 MiB lie in the heap, and leave
+    holes; and chunks pass from the thread that reads to the one that computes and the one that commits: with
+    heaps of their own each keeps what the others could use (50,000 frames took 1,290 MiB, on one heap
+    1,006; `benchmarks/long_video.py`). What the user has set stays. Other C libraries are left alone.
     """
-    if _ONE_HEAP in os.environ:
-        return
-    os.environ[_ONE_HEAP] = "1"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
+    for name, parameter, value in _HEAP:
+        if name not in os.environ:
+            os.environ[name] = str(value)
+            if mallopt is not None:
+                mallopt(parameter, value)
+    os.environ.setdefault(_HUGE_PAGES, "1")
 
 
 @contextmanager

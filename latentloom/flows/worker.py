@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 
-from latentloom.flows.environment import use_one_heap
+from latentloom.flows.environment import keep_heap_small
 
 LOG_LEVEL = "LATENTLOOM_LOG_LEVEL"
 
@@ -19,7 +19,7 @@ def dask_setup(worker: object) -> None:
 def behave_as_worker() -> None:
     """Behave as the main process does: leave Ctrl-C to it, show our log lines and nothing else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    use_one_heap()
+    keep_heap_small()
     if not os.environ.get("LATENTLOOM_DEBUG"):
         warnings.simplefilter("ignore")
     level = int(os.environ.get(LOG_LEVEL, logging.WARNING))

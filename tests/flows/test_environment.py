@@ -17,9 +17,9 @@ on_glibc = pytest.mark.skipif(
 # Ten threads allocate at the same time; glibc then tells of its heaps.
 _COUNT_HEAPS = """
 import ctypes, sys, tempfile, threading
-from latentloom.flows.environment import use_one_heap
+from latentloom.flows.environment import keep_heap_small
 
-use_one_heap()
+keep_heap_small()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -44,20 +44,50 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 
+# By default glibc keeps in the heap what is as large as something that was freed.
+_COUNT_MAPPED = """
+import ctypes
+from latentloom.flows.environment import keep_heap_small
+
+class Mallinfo(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_int) for name in names.split()]
+
+keep_heap_small()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.mallinfo.restype = Mallinfo
+mapped_before = libc.mallinfo().hblks
+libc.free(libc.malloc(8 << 20))
+assert libc.malloc(8 << 20)
+print(libc.mallinfo().hblks - mapped_before)
+"""
+
+
 @on_glibc
 def test_threads_share_one_heap() -> None:
-    assert _count_heaps({}) == 1
+    assert _print(_COUNT_HEAPS, {}) == 1
 
 
 @on_glibc
-def test_a_number_that_the_user_set_stays() -> None:
-    assert _count_heaps({"MALLOC_ARENA_MAX": "4"}) == 4
+def test_a_large_array_does_not_lie_in_the_heap_even_after_another() -> None:
+    assert _print(_COUNT_MAPPED, {}) == 1
 
 
-def _count_heaps(changes: dict[str, str]) -> int:
-    inherited = {key: value for key, value in os.environ.items() if key != "MALLOC_ARENA_MAX"}
-    command = [sys.executable, "-c", _COUNT_HEAPS]
+@on_glibc
+def test_numbers_that_the_user_set_stay() -> None:
+    assert _print(_COUNT_HEAPS, {"MALLOC_ARENA_MAX": "4"}) == 4
+    assert _print(_COUNT_MAPPED, {"MALLOC_MMAP_THRESHOLD_": str(16 << 20)}) == 0
+
+
+def _print(code: str, changes: dict[str, str]) -> int:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run(
-        command, env=inherited | changes, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=inherited | changes,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(done.stdout)
