@@ -3,9 +3,9 @@
     python benchmarks/long_video.py [--frames 500,5000] [--models standin|embedded] [--no-naive] [--json]
 
 Stand-in models at 512 px: they cost next to nothing, so that frames, latents, plan and events are what could
-grow. Each length is a command of its own. The baseline is what its processes hold once the first chunk is
-done: libraries, server and decoder are loaded then. It varies with the moment, not with the length, so that
-the lowest counts for all. The script needs 1 MiB a frame; --no-naive leaves it out.
+grow. Each length is a command of its own. Its baseline is the least that its processes hold between the end
+of the first chunk and of the last: libraries, server, decoder and plan are loaded then, and fewest frames are
+on their way. The script needs 1 MiB a frame; --no-naive leaves it out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 from ruamel.yaml import YAML
 
 from benchmarks.bare import run_bare, warm_up
-from latentloom.flows.calibration import TreeWatch, tree_bytes
+from latentloom.flows.calibration import TreeWatch, process_tree, resident_bytes
 from latentloom.flows.compile import compile_plan
 from latentloom.flows.example import SCENE
 from latentloom.flows.resolve import resolve
@@ -35,6 +37,8 @@ from latentloom.storage.store import Store
 
 RATE = Fraction(25)
 STEPS = 2
+SAMPLE_SECONDS = 0.02
+SAMPLES_BETWEEN_SEARCHES = 50
 SIDES = {"standin": 512, "embedded": 64}
 """Pixels of a side: the embedded family was trained at 64."""
 
@@ -54,14 +58,14 @@ def main() -> None:
     for text in options.frames.split(","):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(Path(folder), int(text), options.models, naive=options.naive))
-    baseline = min(row["baseline_rss_bytes"] for row in rows)
-    rows = [{**row, "baseline_rss_bytes": baseline} for row in rows]
     print(
-        f"{'frames':>8} {'peak MiB':>10} {'growth':>8} {'naive':>8} {'s/frame':>9} {'store MiB':>10}"
+        f"{'frames':>8} {'peak MiB':>10} {'baseline':>10} {'growth':>8} {'naive':>8} {'s/frame':>9}"
+        f" {'store MiB':>10}"
     )
     for row in rows:
         print(
-            f"{row['frames']:8} {row['peak_rss_bytes'] / 2**20:10.0f} {_growth(row) / 2**20:8.0f}"
+            f"{row['frames']:8} {row['peak_rss_bytes'] / 2**20:10.0f}"
+            f" {row['baseline_rss_bytes'] / 2**20:10.0f} {_growth(row) / 2**20:8.0f}"
             f" {row['naive_growth_bytes'] / 2**20:8.0f} {row['seconds_per_frame']:9.4f}"
             f" {row['store_bytes'] / 2**20:10.1f}"
         )
@@ -87,15 +91,16 @@ def measure(folder: Path, num_frames: int, models: str, *, naive: bool) -> dict[
         stderr=subprocess.PIPE,
         text=True,
     )
-    log, baseline = [], 0
-    with TreeWatch(process.pid) as watch:
+    log, first, last = [], 0.0, 0.0
+    with Samples(process.pid) as samples:
         for line in process.stderr or ():
             log.append(line)
-            if " chunk 1/" in line and not baseline:
-                baseline = tree_bytes(process.pid)
+            if " chunk " in line:
+                last = time.monotonic()
+                first = first or last
         if process.wait() != 0:
             raise SystemExit("".join(log))
-        peak = watch.take_peak()
+    peak, baseline = samples.most(), samples.least(first, last)
     store = Store.open(str(folder / ".latentloom"), create=False)
     state = read_state(store, store.runs()[-1])
     return {
@@ -107,6 +112,42 @@ def measure(folder: Path, num_frames: int, models: str, *, naive: bool) -> dict[
         "command_seconds": time.monotonic() - begun,
         "naive_growth_bytes": growth,
     }
+
+
+class Samples:
+    """The memory of a process and its children over time.
+
+    Taken often: a short run has fewer moments at which its threads hold most.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._taken: list[tuple[float, int]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def most(self) -> int:
+        """Return the most bytes at any time."""
+        return max(held for _, held in self._taken)
+
+    def least(self, start: float, stop: float) -> int:
+        """Return the fewest bytes between two times of the monotonic clock."""
+        return min(held for time_, held in self._taken if start <= time_ <= stop)
+
+    def _follow(self) -> None:
+        tree: list[psutil.Process] = []
+        while not self._done.wait(SAMPLE_SECONDS):
+            if len(self._taken) % SAMPLES_BETWEEN_SEARCHES == 0:
+                tree = process_tree(self._pid)
+            self._taken.append((time.monotonic(), resident_bytes(tree)))
 
 
 def prepare(folder: Path, num_frames: int, models: str) -> Path:
