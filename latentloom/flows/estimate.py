@@ -33,8 +33,8 @@ SHARED_BYTES = 300 * MIB
 WORKING_FACTOR = 1.25
 ENCODER_CHANNELS, DECODER_CHANNELS = 4, 9
 """Float32 numbers for each pixel that a VAE works on, as multiples of its first level's channels."""
-FLOAT_FRAME_BYTES = 60
-"""For each pixel of a frame on its way between float32 and whole numbers: five copies of three channels."""
+FLOAT_FRAME_BYTES = 36
+"""For each pixel of a frame on its way between float32 and whole numbers: three copies of three channels."""
 SMALL_PICTURE = 256
 """Side of a picture whose pixels take twice the bits of a large one's: 0.5 to 0.7 were met at 96 to 256."""
 MEDIA_FRAMES = 24
@@ -211,8 +211,7 @@ def frames_read(stage: PlannedStage, position: int, upstream: PlannedStage) -> i
 def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int:
     """Return what is held beside the chunk at hand: its inputs, those of the next, and the one before.
 
-    The one before is held twice, as an array and as the bytes that are written; where windows hand over, also
-    as an input. A segment's frames are not read ahead.
+    Where windows hand over, the one before is also an input. A segment's frames are not read ahead.
     """
     one = max(stage.chunk_bytes, default=0)
     if stage.unit == "segments":
@@ -223,7 +222,7 @@ def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int
         upstream = planned[name]
         frame_bytes = prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
         read += frames_read(stage, position, upstream) * upstream.rate * frame_bytes
-    return 2 * (read + one) + _blended_bytes(stage)
+    return 2 * read + one + _blended_bytes(stage)
 
 
 def _tiling(stage: PlannedStage) -> dict[str, Any] | None:
