@@ -44,8 +44,8 @@ def keep_heap_small() -> None:
 
     For this process and those that it starts. By default arrays of up to 32 MiB lie in the heap, and leave
     holes; and chunks pass from the thread that reads to the one that computes and the one that commits: with
-    heaps of their own each keeps what the others could use (50,000 frames took 1,290 MiB, on one heap
-    1,006; `benchmarks/long_video.py`). What the user has set stays. Other C libraries are left alone.
+    heaps of their own each keeps what the others could use. `benchmarks/long_video.py` tells the difference
+    where the variables have other numbers: what the user has set stays. Other C libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for name, parameter, value in _HEAP:

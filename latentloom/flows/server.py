@@ -69,7 +69,7 @@ def api_server(while_starting: Callable[[], None] | None = None) -> Iterator[str
             {
                 "PREFECT_HOME": str(home),
                 "PREFECT_API_URL": url,
-                # Nobody reads log lines there; 9,000, one a chunk, made the server 18 MiB larger.
+                # Nobody reads log lines there, and with each, one a chunk, the server would grow.
                 "PREFECT_LOGGING_TO_API_ENABLED": "false",
                 EMBEDDED: "1",
             }
