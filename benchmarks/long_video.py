@@ -5,7 +5,7 @@
 Stand-in models at 512 px: they cost next to nothing, so that frames, latents, plan and events are what could
 grow. Each length is a command of its own. Its baseline is the least that its processes hold between the end
 of the first chunk and of the last: libraries, server, decoder and plan are loaded then, and fewest frames are
-on their way. Short runs are made several times, and the one that grew most counts: what their threads hold at
+on their way. Short runs are made several times, and the highest peak counts: what their threads hold at
 the same time is a matter of chance, and a long run has more chances. The script needs 1 MiB a frame;
 --no-naive leaves it out.
 """
@@ -65,7 +65,8 @@ def main() -> None:
             naive = options.naive and number == 0
             with tempfile.TemporaryDirectory() as folder:
                 runs.append(measure(Path(folder), num_frames, options.models, naive=naive))
-        rows.append({**max(runs, key=_growth), "naive_growth_bytes": runs[0]["naive_growth_bytes"]})
+        most = max(runs, key=lambda run: int(run["peak_rss_bytes"]))
+        rows.append({**most, "naive_growth_bytes": runs[0]["naive_growth_bytes"]})
     print(
         f"{'frames':>8} {'peak MiB':>10} {'baseline':>10} {'growth':>8} {'naive':>8} {'s/frame':>9}"
         f" {'store MiB':>10}"
@@ -148,7 +149,7 @@ class Samples:
 
     def least(self, start: float, stop: float) -> int:
         """Return the fewest bytes between two times of the monotonic clock."""
-        return min(held for time_, held in self._taken if start <= time_ <= stop)
+        return min(held for at, held in self._taken if start - SAMPLE_SECONDS <= at <= stop)
 
     def _follow(self) -> None:
         tree: list[psutil.Process] = []

@@ -11,14 +11,19 @@ _QUIET = {
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-    # The server keeps our log lines; the console shows none of Prefect's, tracebacks least of all.
+    # A lasting server keeps our log lines; the console shows none of Prefect's, tracebacks least of all.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "latentloom",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 # What each variable of glibc sets in processes that start later, mallopt sets in this one.
-_HEAP = (("MALLOC_ARENA_MAX", -8, 1), ("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20))
+_HEAP = (
+    ("MALLOC_ARENA_MAX", -8, 1),
+    ("MALLOC_MMAP_THRESHOLD_", -3, 4 << 20),
+    # Else, with a fixed threshold, the heap's end would go back with every layer, and come again.
+    ("MALLOC_TRIM_THRESHOLD_", -1, 64 << 20),
+)
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Torch's: pages of a tensor's memory are cleared 2 MiB at a time, as numpy's are anyway."""
 # Python's own helper process complains of what a run that was stopped at once left to it.
@@ -46,6 +51,7 @@ def keep_heap_small() -> None:
     holes; and chunks pass from the thread that reads to the one that computes and the one that commits: with
     heaps of their own each keeps what the others could use. `benchmarks/long_video.py` tells the difference
     where the variables have other numbers: what the user has set stays. Other C libraries are left alone.
+    Torch is told to ask for huge pages, if it has not allocated yet: large arrays are mapped faster.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for name, parameter, value in _HEAP:

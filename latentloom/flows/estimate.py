@@ -211,7 +211,8 @@ def frames_read(stage: PlannedStage, position: int, upstream: PlannedStage) -> i
 def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int:
     """Return what is held beside the chunk at hand: its inputs, those of the next, and the one before.
 
-    Where windows hand over, the one before is also an input. A segment's frames are not read ahead.
+    The one before is held twice where its store is remote, as an array and as the bytes that are written;
+    where windows hand over, it is also an input. A segment's frames are not read ahead.
     """
     one = max(stage.chunk_bytes, default=0)
     if stage.unit == "segments":
@@ -222,7 +223,7 @@ def _in_flight_bytes(stage: PlannedStage, before: Sequence[PlannedStage]) -> int
         upstream = planned[name]
         frame_bytes = prod(upstream.frame_shape) * ITEM_BYTES[upstream.dtype]
         read += frames_read(stage, position, upstream) * upstream.rate * frame_bytes
-    return 2 * read + one + _blended_bytes(stage)
+    return 2 * (read + one) + _blended_bytes(stage)
 
 
 def _tiling(stage: PlannedStage) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def frames_to_array(frames: torch.Tensor, dtype: str) -> Array:
     """
     top = float(np.iinfo(dtype).max)
     planes = frames.detach().float().cpu()
-    array = np.empty((len(planes), *planes.shape[2:], 3), dtype)
+    array = np.empty((len(planes), *planes.shape[2:], planes.shape[1]), dtype)
     for pixels, plane in zip(array, planes, strict=True):
         scaled = (plane + 1).mul_(top / 2).round_().clamp_(0, top)
         pixels[...] = scaled.numpy().astype(dtype).transpose(1, 2, 0)

@@ -234,7 +234,8 @@ def test_log_lines_stay_away_from_a_server_that_dies_with_the_run(
     def started(*_: object) -> AbstractContextManager[str]:
         return nullcontext("http://127.0.0.1:9/api")
 
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    for name in ("PREFECT_API_URL", "PREFECT_LOGGING_TO_API_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server, "_embedded_server", started)
     with server.api_server():
         assert not get_current_settings().logging.to_api.enabled
