@@ -15,7 +15,7 @@ def test_every_value_of_a_pixel_comes_back(dtype: str) -> None:
     frames = np.stack([values, values[::-1], values], axis=-1).reshape(2, -1, 32, 3)
     tensor = frames_to_tensor(frames)
     assert tensor.shape == (2, 3, *frames.shape[1:3])
-    assert (tensor.min(), tensor.max()) == (-1, 1)
+    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
     assert np.array_equal(frames_to_array(tensor, dtype), frames)
 
 
